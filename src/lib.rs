@@ -1,0 +1,13 @@
+//! HBONE tunnels, singly and nested.
+
+mod authority;
+mod error;
+mod identity;
+mod path;
+mod refusal;
+
+pub use crate::authority::{Authority, AuthorityError, HostPort};
+pub use crate::error::{Error, ErrorKind, Layer, Result, Side};
+pub use crate::identity::{AcceptedIdentities, SpiffeId, SpiffeIdError, TrustDomain, TrustDomains};
+pub use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
+pub use crate::refusal::{Refusal, RefusalReason};
