@@ -201,6 +201,11 @@ impl Error {
         error.get_ref()?.downcast_ref()
     }
 
+    /// What was being done.
+    pub fn doing(&self) -> &str {
+        &self.0.doing
+    }
+
     /// What to do about it, in one sentence.
     pub fn advice(&self) -> Option<&'static str> {
         Some(match (&self.0.kind, self.0.layer) {

@@ -1,13 +1,26 @@
 //! HBONE tunnels, singly and nested.
 
+pub mod client;
+pub mod drain;
+pub mod io;
+pub mod metadata;
+pub mod nested;
+pub mod server;
+pub mod tls;
+
 mod authority;
+mod config;
+mod conn;
 mod error;
 mod identity;
 mod path;
 mod refusal;
+mod tunnel;
 
 pub use crate::authority::{Authority, AuthorityError, HostPort};
+pub use crate::config::Config;
 pub use crate::error::{Error, ErrorKind, Layer, Result, Side};
 pub use crate::identity::{AcceptedIdentities, SpiffeId, SpiffeIdError, TrustDomain, TrustDomains};
 pub use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 pub use crate::refusal::{Refusal, RefusalReason};
+pub use crate::tunnel::{ResetReason, TunnelRecv, TunnelSend, TunnelStream};

@@ -1,0 +1,78 @@
+//! The future that moves a client connection's frames.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::conn::{Shared, Transport, Upkeep, driver_result};
+use crate::error::Result;
+use crate::tunnel::Slots;
+
+/// Moves the frames of one client connection. Spawn it; it ends by itself.
+///
+/// It ends with `Ok` when all handles and tunnels are gone and what was sent is flushed, or when the peer closed in order;
+/// with the reason otherwise, which every tunnel of the connection has got as well. Dropping it breaks the connection.
+#[must_use = "nothing moves unless the driver is polled"]
+pub struct Driver<IO> {
+    connection: h2::client::Connection<Transport<IO>, Bytes>,
+    upkeep: Upkeep,
+    slots: Arc<Slots>,
+    shared: Arc<Shared>,
+}
+
+impl<IO> Driver<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    pub(super) fn new(
+        connection: h2::client::Connection<Transport<IO>, Bytes>,
+        upkeep: Upkeep,
+        slots: Arc<Slots>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { connection, upkeep, slots, shared }
+    }
+}
+
+impl<IO> Future for Driver<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    type Output = Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if let Poll::Ready(error) = this.upkeep.poll(cx, &this.shared) {
+            this.slots.close();
+            return Poll::Ready(Err(error));
+        }
+        let result = Pin::new(&mut this.connection).poll(cx);
+        // The peer may change its limit at any time, and tells it first right after the handshake.
+        this.slots.set_peer_limit(this.connection.max_concurrent_send_streams());
+        match result {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(result) => {
+                let result = driver_result(&this.shared, result);
+                this.slots.close();
+                Poll::Ready(result)
+            }
+        }
+    }
+}
+
+impl<IO> Drop for Driver<IO> {
+    fn drop(&mut self) {
+        self.slots.close();
+    }
+}
+
+impl<IO> fmt::Debug for Driver<IO> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("client::Driver").field("peer", &self.shared.peer()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,220 @@
+//! The client's end of a connection: [`handshake`], then [`Client::connect`] for each tunnel.
+
+mod driver;
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{Request, Uri};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::authority::Authority;
+use crate::config::Config;
+use crate::conn::{Shared, Transport, Upkeep, client_builder};
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
+use crate::identity::SpiffeId;
+use crate::metadata::{Metadata, proxy_status};
+use crate::tunnel::{Slot, Slots, TunnelStream};
+
+pub use driver::Driver;
+
+/// Opens tunnels on one connection. Cheap to clone; all clones share the connection.
+///
+/// When the last clone and the last tunnel are gone, the [`Driver`] closes the connection in order and ends. A `Client`
+/// is `Send + Sync` and used by reference.
+#[derive(Clone)]
+pub struct Client {
+    requests: SendRequest<Bytes>,
+    slots: Arc<Slots>,
+    shared: Arc<Shared>,
+    config: Arc<Config>,
+    hop: usize,
+}
+
+/// How many tunnels a connection carries and may carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Load {
+    /// Tunnels that are open or being opened.
+    pub open: usize,
+    /// How many may be: the smaller of the own limit and what the peer has told last.
+    pub limit: usize,
+}
+
+/// Starts HTTP/2 as a client over any byte stream, with the default [`Config`].
+///
+/// Nothing is awaited from the peer. Spawn the [`Driver`]: nothing moves without it.
+///
+/// # Errors
+///
+/// When `io` fails while the preface is written.
+pub async fn handshake<IO>(io: IO) -> Result<(Client, Driver<IO>)>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    Builder::new().handshake(io).await
+}
+
+/// [`handshake`] with more to say.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    config: Arc<Config>,
+    peer: Option<SpiffeId>,
+    hop: usize,
+}
+
+impl Builder {
+    /// The default [`Config`], and no identity.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Limits and timeouts.
+    pub fn config(mut self, config: Arc<Config>) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Who the peer is, as [`TlsStream::peer_identity`](crate::tls::TlsStream::peer_identity) tells: tunnels and errors
+    /// name it.
+    pub fn peer(mut self, identity: SpiffeId) -> Self {
+        self.peer = Some(identity);
+        self
+    }
+
+    pub(crate) fn hop(mut self, hop: usize) -> Self {
+        self.hop = hop;
+        self
+    }
+
+    /// Starts HTTP/2; see [`handshake`].
+    ///
+    /// # Errors
+    ///
+    /// When `io` fails while the preface is written.
+    pub async fn handshake<IO>(self, io: IO) -> Result<(Client, Driver<IO>)>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let Self { config, peer, hop } = self;
+        let shared = Shared::new(peer, Some(hop));
+        let transport = Transport::new(io, shared.clone(), config.linger_timeout);
+        let (requests, mut connection) = client_builder(&config)
+            .handshake(transport)
+            .await
+            .map_err(|e| shared.explain(e, Layer::Http2, "starting HTTP/2"))?;
+        let slots = Slots::new(config.max_tunnels as usize, requests.current_max_send_streams());
+        let upkeep = Upkeep::new(&config, connection.ping_pong());
+        let driver = Driver::new(connection, upkeep, slots.clone(), shared.clone());
+        Ok((Client { requests, slots, shared, config, hop }, driver))
+    }
+}
+
+impl Client {
+    /// Opens a tunnel: waits for a free slot, sends the CONNECT, and returns when the peer's 200 is here, which a peer sends
+    /// only once it is connected to `authority`.
+    ///
+    /// The [`connect_timeout`](Config::with_connect_timeout) covers all of it. Cancel safe: when dropped, the stream is
+    /// cancelled and its slot is free again.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Refused`] with the peer's status and reason; [`ErrorKind::Timeout`]; [`ErrorKind::Reset`] or
+    /// [`ErrorKind::GoAway`] with the code of HTTP/2; or why the connection ended.
+    pub async fn connect(&self, authority: &Authority, metadata: &Metadata) -> Result<TunnelStream> {
+        let opening = async {
+            let slot = match self.slots.acquire().await {
+                Ok(slot) => slot,
+                Err(_) => return Err(self.shared.gone("waiting for room on the connection")),
+            };
+            self.connect_in(slot, authority, metadata).await
+        };
+        match timeout(self.config.connect_timeout, opening).await {
+            Ok(result) => result,
+            Err(_) => {
+                let error =
+                    Error::new(ErrorKind::Timeout, Layer::Connect, Side::Remote, format!("opening a tunnel to {authority}"));
+                Err(self.shared.describe(error))
+            }
+        }
+    }
+
+    async fn connect_in(&self, slot: Slot, authority: &Authority, metadata: &Metadata) -> Result<TunnelStream> {
+        const DOING: &str = "opening a tunnel";
+        let request = request(authority, metadata)?;
+        // Each request has a handle of its own: h2 keeps state about the last request in it.
+        let (response, mut send) = self
+            .requests
+            .clone()
+            .send_request(request, false)
+            .map_err(|e| self.shared.explain(e, Layer::Connect, DOING))?;
+        let response = response.await.map_err(|e| self.shared.explain(e, Layer::Connect, DOING))?;
+        let (head, recv) = response.into_parts();
+        if head.status.is_success() {
+            let metadata = Metadata::from_headers(&head.headers);
+            return Ok(TunnelStream::new(recv, send, self.shared.clone(), Some(slot), authority.clone(), metadata));
+        }
+        let refusal = proxy_status::decode(head.status, &head.headers);
+        if recv.is_end_stream() {
+            // Ends the stream in order: dropping it would reset it, and peers count resets.
+            let _ = send.send_data(Bytes::new(), true);
+        } else {
+            let tunnel =
+                TunnelStream::new(recv, send, self.shared.clone(), Some(slot), authority.clone(), Metadata::default());
+            finish(tunnel).await;
+        }
+        let doing = format!("opening a tunnel to {authority}");
+        let error = Error::new(ErrorKind::Refused(refusal), Layer::Connect, Side::Remote, doing);
+        Err(self.shared.describe(error))
+    }
+
+    /// How many tunnels there are and may be.
+    pub fn load(&self) -> Load {
+        Load { open: self.slots.used(), limit: self.slots.limit() }
+    }
+
+    /// Whether the connection takes no more tunnels, because it ended or the peer sent GOAWAY.
+    pub fn is_closed(&self) -> bool {
+        self.slots.is_closed()
+    }
+
+    /// Who the peer has proved to be.
+    pub fn peer_identity(&self) -> Option<&SpiffeId> {
+        self.shared.peer()
+    }
+
+    /// Which hop of a path this connection is: 0 for the outer one.
+    pub fn hop(&self) -> usize {
+        self.hop
+    }
+
+    pub(crate) fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("peer", &self.shared.peer())
+            .field("hop", &self.hop)
+            .field("load", &self.load())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Shutting down leaves the rest to the driver.
+async fn finish(mut tunnel: TunnelStream) {
+    let _ = tunnel.shutdown().await;
+}
+
+fn request(authority: &Authority, metadata: &Metadata) -> Result<Request<()>> {
+    let uri = Uri::from_maybe_shared(Bytes::from(authority.to_string()))
+        .map_err(|e| Error::invalid(format!("the authority {authority}")).with_source(e))?;
+    let mut request = Request::connect(uri).body(()).map_err(|e| Error::invalid("the CONNECT request").with_source(e))?;
+    metadata.write_to(request.headers_mut());
+    Ok(request)
+}

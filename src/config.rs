@@ -1,0 +1,163 @@
+//! Every limit and timeout of a connection, in one place.
+
+use std::time::Duration;
+
+/// Limits and timeouts of the connections of one client or server.
+///
+/// The defaults suit both ends of a mesh; each setter says what raising its value costs. Values outside of what HTTP/2
+/// allows are brought to the nearest one that it does allow.
+///
+/// # Memory
+///
+/// A tunnel whose reader has stopped holds at most [`stream_window`](Self::with_stream_window), and a connection at most
+/// [`max_tunnels`](Self::with_max_tunnels) times that (4 MiB and 400 MiB by default), about what the kernel would hold for
+/// as many stalled TCP connections. The connection's window is this product on purpose: were it smaller, a few stalled
+/// tunnels could use it up and stop all others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub(crate) stream_window: u32,
+    pub(crate) max_tunnels: u32,
+    pub(crate) initial_tunnels: u32,
+    pub(crate) max_frame_size: u32,
+    pub(crate) max_header_list_size: u32,
+    pub(crate) send_buffer: usize,
+    pub(crate) small_frame_budget: usize,
+    pub(crate) keepalive_interval: Option<Duration>,
+    pub(crate) keepalive_timeout: Duration,
+    pub(crate) dial_timeout: Duration,
+    pub(crate) tls_timeout: Duration,
+    pub(crate) http2_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) linger_timeout: Duration,
+}
+
+/// HTTP/2's largest window and, at once, setting (RFC 9113, section 6.9.1).
+const MAX_WINDOW: u32 = (1 << 31) - 1;
+
+impl Config {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self {
+            stream_window: 4 << 20,
+            max_tunnels: 100,
+            initial_tunnels: 10,
+            max_frame_size: 64 << 10,
+            max_header_list_size: 16 << 10,
+            send_buffer: 512 << 10,
+            small_frame_budget: 64 << 20,
+            keepalive_interval: Some(Duration::from_secs(10)),
+            keepalive_timeout: Duration::from_secs(20),
+            dial_timeout: Duration::from_secs(10),
+            tls_timeout: Duration::from_secs(10),
+            http2_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(20),
+            linger_timeout: Duration::from_secs(2),
+        }
+    }
+
+    /// How many bytes a peer may send on one tunnel before its reader takes any. Default 4 MiB, as ztunnel: enough for
+    /// 300 Mbit/s at 100 ms. Raising it costs memory for each tunnel with a slow reader.
+    pub fn with_stream_window(mut self, bytes: u32) -> Self {
+        self.stream_window = bytes.clamp(1 << 10, MAX_WINDOW);
+        self
+    }
+
+    /// How many tunnels one connection carries at a time. Default 100, as Envoy and ztunnel's pool. A server tells its
+    /// peers; a client keeps to the smaller of this and what its peer tells. Raising it lets more tunnels share one thread.
+    pub fn with_max_tunnels(mut self, tunnels: u32) -> Self {
+        self.max_tunnels = tunnels.max(1);
+        self
+    }
+
+    /// How many tunnels a client opens before the server has told its limit. Default 10: below what any known peer allows,
+    /// so that none of the first is refused. Raising it risks refusals by a stricter peer.
+    pub fn with_initial_tunnels(mut self, tunnels: u32) -> Self {
+        self.initial_tunnels = tunnels.max(1);
+        self
+    }
+
+    /// The largest DATA frame that a peer may send, from 16 KiB to 16 MiB. Default 64 KiB: ztunnel's 1 MiB makes a small
+    /// message wait behind a whole megabyte and is buffered whole before its first byte is seen, Envoy's 16 KiB doubles the
+    /// number of TLS records.
+    pub fn with_max_frame_size(mut self, bytes: u32) -> Self {
+        self.max_frame_size = bytes.clamp(16 << 10, (1 << 24) - 1);
+        self
+    }
+
+    /// The largest header list that is accepted, in the sense of RFC 9113, section 6.5.2. Default 16 KiB; a larger request
+    /// is answered with 431.
+    pub fn with_max_header_list_size(mut self, bytes: u32) -> Self {
+        self.max_header_list_size = bytes.max(1 << 10);
+        self
+    }
+
+    /// How much of what was written on one tunnel waits for the network. Default 512 KiB. Raising it costs memory for each
+    /// tunnel with a slow peer and buys nothing below a bandwidth-delay product of that size.
+    pub fn with_send_buffer(mut self, bytes: usize) -> Self {
+        self.send_buffer = bytes.max(16 << 10);
+        self
+    }
+
+    /// How much overhead of small DATA frames that nobody has read yet is borne before the connection is given up with
+    /// ENHANCE_YOUR_CALM (RUSTSEC-2026-0258); a frame of `n` < 256 bytes costs `256 - n`. Default 64 MiB, which is room for
+    /// 260,000 one-byte frames or about 25 MiB of bookkeeping. h2's own default follows the window and would allow less on a
+    /// small one, where one paused reader kills every tunnel of the connection.
+    pub fn with_small_frame_budget(mut self, bytes: usize) -> Self {
+        self.small_frame_budget = bytes;
+        self
+    }
+
+    /// After how long without a byte from the peer it is asked for a sign of life. Default 10 s; `None` never asks.
+    pub fn with_keepalive_interval(mut self, interval: Option<Duration>) -> Self {
+        self.keepalive_interval = interval;
+        self
+    }
+
+    /// How long the peer has for that sign of life; then the connection is given up. Default 20 s. Any byte counts.
+    pub fn with_keepalive_timeout(mut self, timeout: Duration) -> Self {
+        self.keepalive_timeout = timeout;
+        self
+    }
+
+    /// How long opening the byte stream under the first hop may take. Default 10 s.
+    pub fn with_dial_timeout(mut self, timeout: Duration) -> Self {
+        self.dial_timeout = timeout;
+        self
+    }
+
+    /// How long a TLS handshake may take, on both sides. Default 10 s (ztunnel has no limit here).
+    pub fn with_tls_timeout(mut self, timeout: Duration) -> Self {
+        self.tls_timeout = timeout;
+        self
+    }
+
+    /// How long the peer's HTTP/2 preface may take after that, on both sides. Default 10 s (ztunnel has no limit here).
+    pub fn with_http2_timeout(mut self, timeout: Duration) -> Self {
+        self.http2_timeout = timeout;
+        self
+    }
+
+    /// How long the answer to a CONNECT may take, from the request on. Default 20 s, more than a dial of the far side takes.
+    pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How long a tunnel or connection that this side has finished waits for the peer to finish too, before it is reset.
+    /// Default 2 s. Raising it keeps the slots of unresponsive peers for longer.
+    pub fn with_linger_timeout(mut self, timeout: Duration) -> Self {
+        self.linger_timeout = timeout;
+        self
+    }
+
+    /// The window of the whole connection: all tunnels' windows together.
+    pub(crate) fn connection_window(&self) -> u32 {
+        self.stream_window.saturating_mul(self.max_tunnels).clamp(64 << 10, MAX_WINDOW)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,138 @@
+//! What the client's and the server's end of one HTTP/2 connection have in common.
+
+mod keepalive;
+mod linger;
+mod settings;
+mod transport;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
+use crate::identity::SpiffeId;
+
+use keepalive::Keepalive;
+use linger::{LingerQueue, Lingering};
+pub(crate) use linger::LingeringTunnel;
+pub(crate) use settings::{client_builder, server_builder};
+pub(crate) use transport::Transport;
+
+/// What the tunnels of a connection and its driver know of each other.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    peer: Option<SpiffeId>,
+    hop: Option<usize>,
+    /// Counts reads that brought something: any byte is a sign of life.
+    activity: AtomicU64,
+    /// Why the connection ended. Set before HTTP/2 tells the tunnels, which would else only know that it did.
+    failure: OnceLock<Error>,
+    linger: LingerQueue,
+}
+
+impl Shared {
+    pub(crate) fn new(peer: Option<SpiffeId>, hop: Option<usize>) -> Arc<Self> {
+        Arc::new(Self {
+            peer,
+            hop,
+            activity: AtomicU64::new(0),
+            failure: OnceLock::new(),
+            linger: LingerQueue::default(),
+        })
+    }
+
+    pub(crate) fn peer(&self) -> Option<&SpiffeId> {
+        self.peer.as_ref()
+    }
+
+    /// Leaves a finished tunnel to the driver, which waits for the peer's end.
+    pub(crate) fn linger(&self, tunnel: LingeringTunnel) {
+        self.linger.push(tunnel);
+    }
+
+    /// Fills in who and where.
+    pub(crate) fn describe(&self, error: Error) -> Error {
+        let error = match &self.peer {
+            Some(peer) => error.with_peer(peer),
+            None => error,
+        };
+        match self.hop {
+            Some(hop) if error.hop().is_none() => error.with_hop(hop),
+            _ => error,
+        }
+    }
+
+    /// Notes why the connection ends; the first reason stays.
+    pub(crate) fn fail(&self, error: Error) -> Error {
+        self.failure.get_or_init(|| self.describe(error)).clone()
+    }
+
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.failure.get().cloned()
+    }
+
+    /// The error for somebody who finds the connection gone.
+    pub(crate) fn gone(&self, doing: &'static str) -> Error {
+        self.failure().unwrap_or_else(|| {
+            self.describe(Error::new(ErrorKind::Closed, Layer::Http2, Side::Remote, doing))
+        })
+    }
+
+    /// What an error of HTTP/2 means.
+    pub(crate) fn explain(&self, error: h2::Error, layer: Layer, doing: &'static str) -> Error {
+        let side = if error.is_remote() { Side::Remote } else { Side::Local };
+        let code = error.reason().map(u32::from).unwrap_or_default();
+        let explained = if error.is_go_away() {
+            Error::new(ErrorKind::GoAway(code), Layer::Http2, side, doing)
+        } else if error.is_reset() {
+            Error::new(ErrorKind::Reset(code), layer, side, doing)
+        } else if error.is_io() {
+            match self.failure() {
+                Some(failure) => return failure,
+                None => Error::new(ErrorKind::Closed, Layer::Http2, Side::Remote, doing).with_source(error),
+            }
+        } else if error.reason().is_some() {
+            Error::new(ErrorKind::Protocol, Layer::Http2, side, doing).with_source(error)
+        } else {
+            // A misuse of h2 that only a connection ending at the same moment can bring about.
+            return self.gone(doing);
+        };
+        self.describe(explained)
+    }
+
+    fn count_read(&self) {
+        self.activity.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn reads(&self) -> u64 {
+        self.activity.load(Ordering::Relaxed)
+    }
+}
+
+/// The duties beside HTTP/2 itself: the peer's signs of life, and tunnels that wait for their end.
+#[derive(Debug)]
+pub(crate) struct Upkeep {
+    keepalive: Keepalive,
+    lingering: Lingering,
+}
+
+impl Upkeep {
+    pub(crate) fn new(config: &Config, ping: Option<h2::PingPong>) -> Self {
+        Self { keepalive: Keepalive::new(config, ping), lingering: Lingering::new(config.linger_timeout) }
+    }
+
+    /// Does what is due. Never ready unless the connection has to be given up.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Poll<Error> {
+        self.lingering.poll(cx, &shared.linger);
+        self.keepalive.poll(cx, shared.reads()).map(|error| shared.fail(error))
+    }
+}
+
+/// The end of a driver: an orderly close, or the reason why not.
+pub(crate) fn driver_result(shared: &Shared, result: Result<(), h2::Error>) -> Result<()> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(e) => Err(shared.fail(shared.explain(e, Layer::Http2, "driving the connection"))),
+    }
+}

@@ -1,0 +1,36 @@
+//! [`Config`] as h2 understands it.
+
+use crate::config::Config;
+
+/// How many streams that this side has reset are remembered, so that frames still on their way to them are ignored.
+const REMEMBERED_RESETS: usize = 1024;
+
+// The two builders have the same setters and no trait in common.
+macro_rules! apply {
+    ($builder:expr, $config:expr) => {
+        $builder
+            .initial_window_size($config.stream_window)
+            .initial_connection_window_size($config.connection_window())
+            .max_frame_size($config.max_frame_size)
+            .max_header_list_size($config.max_header_list_size)
+            .max_send_buffer_size($config.send_buffer)
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            // Always explicit: h2's default would follow the window.
+            .data_frame_budget($config.small_frame_budget)
+    };
+}
+
+pub(crate) fn client_builder(config: &Config) -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    apply!(builder, config)
+        .enable_push(false)
+        .max_concurrent_streams(0)
+        .initial_max_send_streams(config.initial_tunnels as usize);
+    builder
+}
+
+pub(crate) fn server_builder(config: &Config) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    apply!(builder, config).max_concurrent_streams(config.max_tunnels);
+    builder
+}

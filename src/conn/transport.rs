@@ -1,0 +1,127 @@
+//! The byte stream under HTTP/2.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use super::Shared;
+use crate::error::{Error, ErrorKind, Layer, Side};
+use crate::tls::classify;
+
+/// What is read and thrown away at most while waiting for the peer's end.
+const MAX_DISCARD: usize = 1 << 20;
+
+/// Watches over a byte stream for its connection: counts signs of life, notes why it failed, and closes it in order.
+///
+/// Closing waits for the peer's end, up to the linger timeout. Closing a socket with unread bytes makes the kernel answer
+/// with a reset, which can destroy what was sent last on its way.
+#[derive(Debug)]
+pub(crate) struct Transport<IO> {
+    io: IO,
+    shared: Arc<Shared>,
+    linger_timeout: Duration,
+    closing: Closing,
+}
+
+#[derive(Debug)]
+enum Closing {
+    Open,
+    Discarding { deadline: Pin<Box<Sleep>>, left: usize },
+    Closed,
+}
+
+impl<IO> Transport<IO> {
+    pub(crate) fn new(io: IO, shared: Arc<Shared>, linger_timeout: Duration) -> Self {
+        Self { io, shared, linger_timeout, closing: Closing::Open }
+    }
+
+    fn note<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(e)) = &result {
+            let error = classify(e).unwrap_or_else(|| match Error::from_io(e) {
+                // A tunnel below this connection: its hop is at fault.
+                Some(below) => below.clone(),
+                None => Error::new(ErrorKind::Closed, Layer::Http2, Side::Remote, "moving bytes")
+                    .with_source(io::Error::new(e.kind(), e.to_string())),
+            });
+            self.shared.fail(error);
+        }
+        result
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Transport<IO> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.io).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.shared.count_read();
+        }
+        self.note(result)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.note(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.note(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.io).poll_flush(cx);
+        self.note(result)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            match &mut this.closing {
+                Closing::Open => {
+                    // The peer may be gone already; all that was to be said has been flushed before.
+                    if ready!(Pin::new(&mut this.io).poll_shutdown(cx)).is_err() {
+                        this.closing = Closing::Closed;
+                    } else {
+                        let deadline = Box::pin(sleep(this.linger_timeout));
+                        this.closing = Closing::Discarding { deadline, left: MAX_DISCARD };
+                    }
+                }
+                Closing::Discarding { deadline, left } => {
+                    let mut scratch = [0; 4096];
+                    let mut buf = ReadBuf::new(&mut scratch);
+                    let ended = match Pin::new(&mut this.io).poll_read(cx, &mut buf) {
+                        Poll::Ready(Ok(())) => {
+                            *left = left.saturating_sub(buf.filled().len());
+                            buf.filled().is_empty() || *left == 0
+                        }
+                        Poll::Ready(Err(_)) => true,
+                        Poll::Pending => {
+                            ready!(deadline.as_mut().poll(cx));
+                            true
+                        }
+                    };
+                    if ended {
+                        this.closing = Closing::Closed;
+                    }
+                }
+                Closing::Closed => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Ending in two stages: gracefully, so that nothing is lost, then by force, so that it ends.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! use std::time::Duration;
+//! use hbone::drain;
+//!
+//! let (drain, watch) = drain::channel();
+//! let worker = tokio::spawn(async move {
+//!     watch.graceful().await; // stop taking new work, finish what there is
+//! });
+//! let report = drain.drain(Duration::from_secs(5)).await;
+//! assert!(report.completed);
+//! # worker.await.unwrap(); }
+//! ```
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+enum Stage {
+    Running,
+    Graceful,
+    Forced,
+}
+
+/// Starts a drain. Dropping it is *not* a drain: the [`Watch`]es then never signal.
+#[derive(Debug)]
+pub struct Drain {
+    stage: watch::Sender<Stage>,
+    watches: Weak<()>,
+}
+
+/// Waits for a drain, and holds it open until dropped: keep one in each task that has something to finish.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    stage: watch::Receiver<Stage>,
+    // Counts the watches: receivers do not, since one that waits is cloned.
+    alive: Arc<()>,
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Whether every [`Watch`] was gone before force was used.
+    pub completed: bool,
+    /// How many were left when it was.
+    pub forced: usize,
+}
+
+/// A drain and its first watch.
+pub fn channel() -> (Drain, Watch) {
+    let (sender, receiver) = watch::channel(Stage::Running);
+    let alive = Arc::new(());
+    (Drain { stage: sender, watches: Arc::downgrade(&alive) }, Watch { stage: receiver, alive })
+}
+
+impl Drain {
+    /// Asks all watches to finish, waits up to `grace`, then tells those that are left to stop at once and waits for them.
+    ///
+    /// Not cancel safe: when cancelled, the stages reached stay reached and no further one follows.
+    pub async fn drain(self, grace: Duration) -> Report {
+        self.stage.send_replace(Stage::Graceful);
+        if timeout(grace, self.stage.closed()).await.is_ok() {
+            return Report { completed: true, forced: 0 };
+        }
+        let forced = self.watches.strong_count();
+        self.stage.send_replace(Stage::Forced);
+        self.stage.closed().await;
+        Report { completed: false, forced }
+    }
+}
+
+impl Watch {
+    /// Waits until the drain starts. Never returns when the [`Drain`] is dropped. Cancel safe.
+    pub async fn graceful(&self) {
+        self.reached(Stage::Graceful).await;
+    }
+
+    /// Waits until the time for a graceful end is over. Never returns when the [`Drain`] is dropped. Cancel safe.
+    pub async fn forced(&self) {
+        self.reached(Stage::Forced).await;
+    }
+
+    /// Whether the drain has started.
+    pub fn is_draining(&self) -> bool {
+        *self.stage.borrow() >= Stage::Graceful
+    }
+
+    async fn reached(&self, stage: Stage) {
+        if self.stage.clone().wait_for(|now| *now >= stage).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+    use std::pin::pin;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lost_sender_is_not_a_drain() {
+        let (drain, watch) = channel();
+        drop(drain);
+        assert!(poll!(pin!(watch.graceful())).is_pending());
+        assert!(!watch.is_draining());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn force_follows_when_the_grace_is_over() {
+        let (drain, watch) = channel();
+        let other = watch.clone();
+        let obedient = tokio::spawn(async move { other.graceful().await });
+        let stubborn = tokio::spawn(async move { watch.forced().await });
+        let report = drain.drain(Duration::from_secs(5)).await;
+        assert_eq!(report, Report { completed: false, forced: 1 });
+        obedient.await.unwrap();
+        stubborn.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_as_soon_as_all_watches_are_gone() {
+        let (drain, watch) = channel();
+        let start = tokio::time::Instant::now();
+        let task = tokio::spawn(async move { watch.graceful().await });
+        assert!(drain.drain(Duration::from_secs(5)).await.completed);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        task.await.unwrap();
+    }
+}

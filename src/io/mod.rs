@@ -1,0 +1,62 @@
+//! Moving bytes: [`BytesRead`] and [`BytesWrite`], which hand [`Bytes`] on without copying, an adapter for any other byte
+//! stream, and [`relay`] between two of them.
+
+mod plain;
+mod relay;
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use plain::Plain;
+pub use relay::{RelayEnd, RelayError, RelayOperation, RelayStats, relay};
+
+/// A reader that hands out what it has received as [`Bytes`], without copying.
+pub trait BytesRead: AsyncRead {
+    /// Reads the next bytes, as many as there are; empty means the end.
+    ///
+    /// Cancel safe: what was not returned is returned by the next call.
+    ///
+    /// # Errors
+    ///
+    /// As [`AsyncRead::poll_read`].
+    fn poll_read_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>>;
+}
+
+/// A writer that takes [`Bytes`] over, without copying.
+pub trait BytesWrite: AsyncWrite {
+    /// Waits until it can take something, then takes as much as it can from the front of `data`, and at least one byte
+    /// unless `data` is empty.
+    ///
+    /// Cancel safe: what was not taken is still in `data`.
+    ///
+    /// # Errors
+    ///
+    /// As [`AsyncWrite::poll_write`].
+    fn poll_write_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>>;
+}
+
+/// Reads the next bytes; empty means the end. The async form of [`BytesRead::poll_read_bytes`], and as cancel safe.
+///
+/// # Errors
+///
+/// As [`BytesRead::poll_read_bytes`].
+pub async fn read_bytes<R: BytesRead + Unpin>(reader: &mut R) -> io::Result<Bytes> {
+    poll_fn(|cx| Pin::new(&mut *reader).poll_read_bytes(cx)).await
+}
+
+/// Writes all of `data`. When cancelled, an unknown part of it has been written.
+///
+/// # Errors
+///
+/// As [`BytesWrite::poll_write_bytes`].
+pub async fn write_bytes<W: BytesWrite + Unpin>(writer: &mut W, mut data: Bytes) -> io::Result<()> {
+    while !data.is_empty() {
+        poll_fn(|cx| Pin::new(&mut *writer).poll_write_bytes(cx, &mut data)).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! Any `AsyncRead + AsyncWrite` as a mover of `Bytes`.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
+
+use super::{BytesRead, BytesWrite};
+
+/// Read buffers by the number of bytes read so far: small talk needs little, bulk is fastest with few large reads.
+const BUFFERS: [(u64, usize); 4] = [(0, 2 << 10), (8 << 10, 16 << 10), (128 << 10, 64 << 10), (4 << 20, 256 << 10)];
+
+/// Gives any byte stream [`BytesRead`] and [`BytesWrite`].
+///
+/// Reading uses a buffer that grows with the traffic, from 2 KiB to 256 KiB, and holds none while there is nothing to read.
+#[derive(Debug)]
+pub struct Plain<T> {
+    io: T,
+    buffer: BytesMut,
+    read: u64,
+}
+
+impl<T> Plain<T> {
+    /// Wraps a byte stream.
+    pub fn new(io: T) -> Self {
+        Self { io, buffer: BytesMut::new(), read: 0 }
+    }
+
+    /// The byte stream.
+    pub fn get_ref(&self) -> &T {
+        &self.io
+    }
+
+    /// The byte stream. Nothing that was read is lost: a read buffer is handed out as soon as it holds something.
+    pub fn into_inner(self) -> T {
+        self.io
+    }
+}
+
+fn buffer_size(read: u64) -> usize {
+    BUFFERS.iter().rev().find(|(from, _)| read >= *from).map_or(BUFFERS[0].1, |(_, size)| *size)
+}
+
+impl<T: AsyncRead + Unpin> BytesRead for Plain<T> {
+    fn poll_read_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        let this = self.get_mut();
+        let size = buffer_size(this.read);
+        if this.buffer.capacity() < size / 2 {
+            this.buffer = BytesMut::with_capacity(size);
+        }
+        match poll_read_buf(Pin::new(&mut this.io), cx, &mut this.buffer) {
+            Poll::Ready(Ok(n)) => {
+                this.read += n as u64;
+                Poll::Ready(Ok(this.buffer.split().freeze()))
+            }
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => {
+                this.buffer = BytesMut::new();
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> BytesWrite for Plain<T> {
+    fn poll_write_bytes(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
+        if data.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        match ready!(Pin::new(&mut self.io).poll_write(cx, data))? {
+            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            n => {
+                data.advance(n);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Plain<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Plain<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::super::read_bytes;
+    use super::*;
+
+    #[tokio::test]
+    async fn an_idle_reader_holds_no_buffer() {
+        let (mut far, near) = tokio::io::duplex(64);
+        let mut near = Plain::new(near);
+        far.write_all(b"hello").await.unwrap();
+        assert_eq!(read_bytes(&mut near).await.unwrap(), "hello");
+        assert!(futures_util::poll!(std::pin::pin!(read_bytes(&mut near))).is_pending());
+        assert_eq!(near.buffer.capacity(), 0);
+        drop(far);
+        assert!(read_bytes(&mut near).await.unwrap().is_empty());
+    }
+
+    #[test]
+    fn buffers_grow_with_the_traffic() {
+        assert_eq!(buffer_size(0), 2 << 10);
+        assert_eq!(buffer_size(8 << 10), 16 << 10);
+        assert_eq!(buffer_size(1 << 20), 64 << 10);
+        assert_eq!(buffer_size(u64::MAX), 256 << 10);
+    }
+}

@@ -1,0 +1,226 @@
+//! Both directions between two byte streams, until both have ended.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+
+use super::{BytesRead, BytesWrite};
+
+/// Reads in one go before the other direction and other tasks get their turn.
+const BURST: usize = 16;
+
+/// How many bytes a [`relay`] has moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RelayStats {
+    /// Read from the first stream and written to the second.
+    pub a_to_b: u64,
+    /// Read from the second stream and written to the first.
+    pub b_to_a: u64,
+}
+
+/// One of the two streams of a [`relay`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RelayEnd {
+    /// The first argument.
+    A,
+    /// The second argument.
+    B,
+}
+
+/// What a [`relay`] was doing when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RelayOperation {
+    /// Reading.
+    Read,
+    /// Writing or flushing.
+    Write,
+    /// Passing the end of the stream on.
+    Shutdown,
+}
+
+/// Why a [`relay`] ended early: which stream failed, at what, and what had been moved by then.
+#[derive(Debug)]
+pub struct RelayError {
+    end: RelayEnd,
+    operation: RelayOperation,
+    stats: RelayStats,
+    source: io::Error,
+}
+
+impl RelayError {
+    /// The stream that failed.
+    pub fn end(&self) -> RelayEnd {
+        self.end
+    }
+
+    /// What it was asked to do.
+    pub fn operation(&self) -> RelayOperation {
+        self.operation
+    }
+
+    /// What had been moved by then.
+    pub fn stats(&self) -> RelayStats {
+        self.stats
+    }
+
+    /// The failure itself.
+    pub fn io_error(&self) -> &io::Error {
+        &self.source
+    }
+}
+
+impl fmt::Display for RelayError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let operation = match self.operation {
+            RelayOperation::Read => "reading from",
+            RelayOperation::Write => "writing to",
+            RelayOperation::Shutdown => "shutting down",
+        };
+        let end = match self.end {
+            RelayEnd::A => "first",
+            RelayEnd::B => "second",
+        };
+        write!(f, "{operation} the {end} stream after {} + {} bytes", self.stats.a_to_b, self.stats.b_to_a)
+    }
+}
+
+impl std::error::Error for RelayError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// Moves bytes both ways between `a` and `b` until both directions have ended, and passes each end on (half-close).
+///
+/// Nothing is buffered beyond the chunk that is on its way in each direction. When one stream fails, both directions stop:
+/// the caller then decides how the other stream ends (a tunnel is best reset with CONNECT_ERROR, RFC 9113 section 8.5).
+/// When cancelled, chunks on their way are lost.
+///
+/// # Errors
+///
+/// [`RelayError`] says which of the two streams failed.
+pub async fn relay<A, B>(a: &mut A, b: &mut B) -> Result<RelayStats, RelayError>
+where
+    A: BytesRead + BytesWrite + Unpin,
+    B: BytesRead + BytesWrite + Unpin,
+{
+    let mut up = Direction::default();
+    let mut down = Direction::default();
+    let result = poll_fn(|cx| {
+        let up_done = up.poll(cx, a, b).map_err(|(from, op, e)| (if from { RelayEnd::A } else { RelayEnd::B }, op, e))?;
+        let down_done =
+            down.poll(cx, b, a).map_err(|(from, op, e)| (if from { RelayEnd::B } else { RelayEnd::A }, op, e))?;
+        if up_done.is_ready() && down_done.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await;
+    let stats = RelayStats { a_to_b: up.moved, b_to_a: down.moved };
+    result.map(|()| stats).map_err(|(end, operation, source)| RelayError { end, operation, stats, source })
+}
+
+#[derive(Default)]
+struct Direction {
+    chunk: Bytes,
+    state: State,
+    moved: u64,
+    unflushed: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum State {
+    #[default]
+    Moving,
+    Ending,
+    Ended,
+}
+
+/// The `bool` says whether the reading stream failed, rather than the writing one.
+type Failure = (bool, RelayOperation, io::Error);
+
+impl Direction {
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Failure>>
+    where
+        R: BytesRead + Unpin,
+        W: BytesWrite + Unpin,
+    {
+        let mut burst = BURST;
+        while self.state == State::Moving {
+            while !self.chunk.is_empty() {
+                let before = self.chunk.len();
+                let written = Pin::new(&mut *to).poll_write_bytes(cx, &mut self.chunk);
+                ready!(written).map_err(|e| (false, RelayOperation::Write, e))?;
+                self.moved += (before - self.chunk.len()) as u64;
+                self.unflushed = true;
+            }
+            // Frees the chunk's memory while there is nothing to move.
+            self.chunk = Bytes::new();
+            if burst == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            burst -= 1;
+            match Pin::new(&mut *from).poll_read_bytes(cx) {
+                Poll::Ready(Ok(chunk)) if chunk.is_empty() => self.state = State::Ending,
+                Poll::Ready(Ok(chunk)) => self.chunk = chunk,
+                Poll::Ready(Err(e)) => return Poll::Ready(Err((true, RelayOperation::Read, e))),
+                Poll::Pending => {
+                    if self.unflushed {
+                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|e| (false, RelayOperation::Write, e))?;
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        if self.state == State::Ending {
+            ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(|e| (false, RelayOperation::Shutdown, e))?;
+            self.state = State::Ended;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio_test::io::Builder;
+
+    use super::super::Plain;
+    use super::*;
+
+    #[tokio::test]
+    async fn each_end_is_passed_on_while_the_other_direction_goes_on() {
+        let (mut client, a) = duplex(16);
+        let (mut server, b) = duplex(16);
+        let relayed = tokio::spawn(async move { relay(&mut Plain::new(a), &mut Plain::new(b)).await });
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut got = String::new();
+        server.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "question");
+        server.write_all(b"a much longer answer than fits the pipe").await.unwrap();
+        server.shutdown().await.unwrap();
+        got.clear();
+        client.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "a much longer answer than fits the pipe");
+        assert_eq!(relayed.await.unwrap().unwrap(), RelayStats { a_to_b: 8, b_to_a: 39 });
+    }
+
+    #[tokio::test]
+    async fn an_error_names_the_stream_and_what_was_moved() {
+        let a = Builder::new().read(b"abc").wait(std::time::Duration::MAX).build();
+        let b = Builder::new()
+            .write(b"abc")
+            .read_error(io::Error::new(io::ErrorKind::ConnectionReset, "gone"))
+            .build();
+        let error = relay(&mut Plain::new(a), &mut Plain::new(b)).await.unwrap_err();
+        assert_eq!((error.end(), error.operation()), (RelayEnd::B, RelayOperation::Read));
+        assert_eq!(error.stats(), RelayStats { a_to_b: 3, b_to_a: 0 });
+        assert_eq!(error.to_string(), "reading from the second stream after 3 + 0 bytes");
+    }
+}

@@ -1,0 +1,107 @@
+//! A tunnel that a peer asks for.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode};
+
+use crate::authority::Authority;
+use crate::conn::{LingeringTunnel, Shared};
+use crate::error::{Layer, Result};
+use crate::identity::SpiffeId;
+use crate::metadata::{Metadata, proxy_status};
+use crate::refusal::Refusal;
+use crate::tunnel::{ResetReason, TunnelStream};
+
+/// A CONNECT with a valid authority, waiting for its answer: [`accept`](Incoming::accept) or [`reject`](Incoming::reject).
+///
+/// Connect to the target first and accept then: the 200 promises that the far side is there. Dropping it unanswered resets
+/// it with REFUSED_STREAM, which tells the peer that it may try again.
+pub struct Incoming {
+    authority: Authority,
+    metadata: Metadata,
+    shared: Arc<Shared>,
+    /// `None` once answered.
+    parts: Option<(h2::RecvStream, h2::server::SendResponse<Bytes>)>,
+}
+
+impl Incoming {
+    pub(super) fn new(
+        authority: Authority,
+        headers: &HeaderMap,
+        recv: h2::RecvStream,
+        respond: h2::server::SendResponse<Bytes>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { authority, metadata: Metadata::from_headers(headers), shared, parts: Some((recv, respond)) }
+    }
+
+    /// Where the tunnel is to lead.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// What the peer says of itself. Only [`Incoming::peer_identity`] is verified.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Who the peer has proved to be. `None` where the connection runs over a byte stream that knows of none.
+    pub fn peer_identity(&self) -> Option<&SpiffeId> {
+        self.shared.peer()
+    }
+
+    /// Answers 200 with `metadata` and opens the tunnel. The tunnel keeps the metadata of the CONNECT.
+    ///
+    /// # Errors
+    ///
+    /// When the peer has given up meanwhile, or the connection is gone.
+    pub fn accept(mut self, metadata: &Metadata) -> Result<TunnelStream> {
+        let Some((recv, mut respond)) = self.parts.take() else {
+            return Err(self.shared.gone("accepting a tunnel"));
+        };
+        let mut response = Response::new(());
+        metadata.write_to(response.headers_mut());
+        let send = respond
+            .send_response(response, false)
+            .map_err(|e| self.shared.explain(e, Layer::Connect, "accepting a tunnel"))?;
+        let authority = self.authority.clone();
+        let metadata = std::mem::take(&mut self.metadata);
+        Ok(TunnelStream::new(recv, send, self.shared.clone(), None, authority, metadata))
+    }
+
+    /// Turns it down with a status and a reason that a program can read (`proxy-status`, RFC 9209).
+    pub fn reject(mut self, refusal: &Refusal) {
+        let Some((recv, mut respond)) = self.parts.take() else { return };
+        let mut response = Response::new(());
+        // A refusal with a status of success would open the tunnel.
+        *response.status_mut() = match refusal.status() {
+            status if status.is_client_error() || status.is_server_error() => status,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        response.headers_mut().insert(proxy_status::PROXY_STATUS, proxy_status::encode(refusal));
+        // Fails only when the peer has given up meanwhile.
+        if respond.send_response(response, true).is_ok() && !recv.is_end_stream() {
+            self.shared.linger(LingeringTunnel { recv, _slot: None });
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Some((_, respond)) = &mut self.parts {
+            respond.send_reset(ResetReason::Refused.code());
+        }
+    }
+}
+
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming")
+            .field("authority", &self.authority)
+            .field("peer", &self.shared.peer())
+            .field("metadata", &self.metadata)
+            .finish_non_exhaustive()
+    }
+}

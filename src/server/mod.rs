@@ -1,0 +1,188 @@
+//! The server's end of a connection: [`handshake`], then [`Server::accept`] for each tunnel.
+
+mod incoming;
+
+use std::fmt;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::Method;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+
+use crate::authority::Authority;
+use crate::config::Config;
+use crate::conn::{Shared, Transport, Upkeep, driver_result, server_builder};
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
+use crate::identity::SpiffeId;
+use crate::refusal::{Refusal, RefusalReason};
+
+pub use incoming::Incoming;
+
+/// The server's end of one connection. It moves frames only while [`Server::accept`] is being awaited, so keep awaiting it
+/// until it returns `None`, and serve the tunnels elsewhere. Dropping it breaks the connection.
+pub struct Server<IO> {
+    connection: h2::server::Connection<Transport<IO>, Bytes>,
+    upkeep: Upkeep,
+    shared: Arc<Shared>,
+    ended: bool,
+}
+
+/// Starts HTTP/2 as a server over any byte stream, with the default [`Config`], and waits for the client's preface.
+///
+/// # Errors
+///
+/// [`ErrorKind::Timeout`] when no preface comes, [`ErrorKind::Protocol`] when something else does, [`ErrorKind::Closed`].
+pub async fn handshake<IO>(io: IO) -> Result<Server<IO>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    Builder::new().handshake(io).await
+}
+
+/// [`handshake`] with more to say.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    config: Arc<Config>,
+    peer: Option<SpiffeId>,
+}
+
+impl Builder {
+    /// The default [`Config`], and no identity.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Limits and timeouts.
+    pub fn config(mut self, config: Arc<Config>) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Who the peer is, as [`TlsStream::peer_identity`](crate::tls::TlsStream::peer_identity) tells: each [`Incoming`]
+    /// carries it.
+    pub fn peer(mut self, identity: SpiffeId) -> Self {
+        self.peer = Some(identity);
+        self
+    }
+
+    /// Starts HTTP/2; see [`handshake`].
+    ///
+    /// # Errors
+    ///
+    /// As [`handshake`].
+    pub async fn handshake<IO>(self, io: IO) -> Result<Server<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        const DOING: &str = "waiting for the peer's HTTP/2 preface";
+        let Self { config, peer } = self;
+        let shared = Shared::new(peer, None);
+        let transport = Transport::new(io, shared.clone(), config.linger_timeout);
+        let mut connection = match timeout(config.http2_timeout, server_builder(&config).handshake(transport)).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(e)) => return Err(shared.explain(e, Layer::Http2, DOING)),
+            Err(_) => {
+                return Err(shared.describe(Error::new(ErrorKind::Timeout, Layer::Http2, Side::Remote, DOING)));
+            }
+        };
+        let upkeep = Upkeep::new(&config, connection.ping_pong());
+        Ok(Server { connection, upkeep, shared, ended: false })
+    }
+}
+
+impl<IO> Server<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    /// Waits for the next tunnel that the peer asks for, and moves all frames meanwhile. `None` when the connection has
+    /// ended in order; after an error, too.
+    ///
+    /// What is no CONNECT with a valid authority is answered with 400 and not returned. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection failed, once. Every tunnel of it has got the same.
+    pub async fn accept(&mut self) -> Option<Result<Incoming>> {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    /// The poll form of [`Server::accept`].
+    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming>>> {
+        loop {
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            if let Poll::Ready(error) = self.upkeep.poll(cx, &self.shared) {
+                self.ended = true;
+                self.connection.abrupt_shutdown(h2::Reason::NO_ERROR);
+                return Poll::Ready(Some(Err(error)));
+            }
+            match self.connection.poll_accept(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => {
+                    self.ended = true;
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Some(Err(e))) => {
+                    self.ended = true;
+                    return Poll::Ready(driver_result(&self.shared, Err(e)).err().map(Err));
+                }
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    if let Some(incoming) = self.incoming(request, respond) {
+                        return Poll::Ready(Some(Ok(incoming)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells the peer to open no more tunnels here. Those it has opened by then are still to be accepted: go on with
+    /// [`Server::accept`] until it returns `None`, which it does when the last tunnel has ended.
+    pub fn graceful_shutdown(&mut self) {
+        self.connection.graceful_shutdown();
+    }
+
+    /// Who the peer has proved to be.
+    pub fn peer_identity(&self) -> Option<&SpiffeId> {
+        self.shared.peer()
+    }
+
+    fn incoming(
+        &self,
+        request: http::Request<h2::RecvStream>,
+        respond: h2::server::SendResponse<Bytes>,
+    ) -> Option<Incoming> {
+        let (head, recv) = request.into_parts();
+        let parsed = target(&head);
+        let authority = parsed.as_ref().ok().cloned().unwrap_or(Authority::Ip((IpAddr::from([0; 4]), 1).into()));
+        let incoming = Incoming::new(authority, &head.headers, recv, respond, self.shared.clone());
+        match parsed {
+            Ok(_) => Some(incoming),
+            Err(refusal) => {
+                tracing::debug!(peer = ?self.shared.peer(), %refusal, "request refused");
+                incoming.reject(&refusal);
+                None
+            }
+        }
+    }
+}
+
+/// The target of a request, or what is wrong with it.
+fn target(head: &http::request::Parts) -> Result<Authority, Refusal> {
+    let refuse = |details: String| Refusal::new(RefusalReason::InvalidRequest).with_details(details);
+    if head.method != Method::CONNECT {
+        return Err(refuse(format!("the method is {} and must be CONNECT", head.method)));
+    }
+    let authority = head.uri.authority().map_or("", |authority| authority.as_str());
+    authority.parse().map_err(|e| refuse(format!("{e}")))
+}
+
+impl<IO> fmt::Debug for Server<IO> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("peer", &self.shared.peer()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,78 @@
+//! The server's side of the handshake.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::ServerConfig;
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::SingleCertAndKey;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+
+use super::provider::provider;
+use super::stream::{current, handshake_error, timed_out, unusable};
+use super::verify::ClientVerifier;
+use super::{ALPN_H2, CredentialSource, Credentials, TlsStream};
+use crate::config::Config;
+use crate::error::Result;
+use crate::identity::TrustDomains;
+
+/// Opens TLS sessions as a server. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Acceptor {
+    source: Arc<dyn CredentialSource>,
+    trusted: TrustDomains,
+    config: Arc<Config>,
+    /// The configuration made from the credentials seen last.
+    built: Arc<Mutex<Option<(Arc<Credentials>, Arc<ServerConfig>)>>>,
+}
+
+impl Acceptor {
+    /// An acceptor that shows the certificate which `source` has at each handshake, and lets in workloads of the `trusted`
+    /// domains. Of `config` it uses the TLS timeout.
+    pub fn new(source: Arc<dyn CredentialSource>, trusted: TrustDomains, config: Arc<Config>) -> Self {
+        Self { source, trusted, config, built: Arc::default() }
+    }
+
+    /// Does the handshake over `io`. A client certificate is required.
+    ///
+    /// Cancel safe in that nothing is leaked; `io` is gone then.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::IdentityNotAccepted`](crate::ErrorKind) for a foreign trust domain, `CertificateInvalid`,
+    /// `RejectedByPeer`, `Protocol` (no TLS, no TLS 1.3, no ALPN `h2`), `Timeout`, `Closed` or `InvalidCredentials`.
+    pub async fn accept<IO>(&self, io: IO) -> Result<TlsStream<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let handshake = tokio_rustls::TlsAcceptor::from(self.server_config()?).accept(io);
+        match timeout(self.config.tls_timeout, handshake).await {
+            Ok(Ok(stream)) => TlsStream::new(stream.into()),
+            Ok(Err(e)) => Err(handshake_error(e)),
+            Err(_) => Err(timed_out()),
+        }
+    }
+
+    fn server_config(&self) -> Result<Arc<ServerConfig>> {
+        let credentials = current(&*self.source)?;
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((from, config)) = &*built
+            && Arc::ptr_eq(from, &credentials)
+        {
+            return Ok(config.clone());
+        }
+        let verifier =
+            ClientVerifier { chain: credentials.client_verifier.clone(), trusted: self.trusted.clone() };
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(unusable)?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key.clone())));
+        config.alpn_protocols = vec![ALPN_H2.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        let config = Arc::new(config);
+        *built = Some((credentials, config.clone()));
+        Ok(config)
+    }
+}

@@ -1,0 +1,74 @@
+//! The client's side of the handshake.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::client::Resumption;
+use rustls::pki_types::ServerName;
+use rustls::sign::SingleCertAndKey;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+
+use super::provider::provider;
+use super::stream::{current, handshake_error, timed_out, unusable};
+use super::verify::ServerVerifier;
+use super::{ALPN_H2, CredentialSource, TlsStream};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::identity::AcceptedIdentities;
+
+/// Opens TLS sessions as a client. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    source: Arc<dyn CredentialSource>,
+    config: Arc<Config>,
+}
+
+impl Connector {
+    /// A connector that shows the certificate which `source` has at each handshake. Of `config` it uses the TLS timeout.
+    pub fn new(source: Arc<dyn CredentialSource>, config: Arc<Config>) -> Self {
+        Self { source, config }
+    }
+
+    /// Does the handshake over `io` and accepts only a peer with one of these identities; an empty set accepts nobody.
+    ///
+    /// Cancel safe in that nothing is leaked; `io` is gone then.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::IdentityNotAccepted`](crate::ErrorKind), `CertificateInvalid`, `RejectedByPeer`, `Protocol` (no TLS, no
+    /// TLS 1.3, no ALPN `h2`), `Timeout`, `Closed` or `InvalidCredentials`. That the server rejected *our* certificate
+    /// comes to light only with the first read after the handshake (RFC 8446, section 4.4.2.4).
+    pub async fn connect<IO>(&self, io: IO, accept: &AcceptedIdentities) -> Result<TlsStream<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let config = self.client_config(accept)?;
+        // No SNI is sent; rustls still wants a name.
+        let name = ServerName::from(Ipv4Addr::UNSPECIFIED);
+        let handshake = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, io);
+        match timeout(self.config.tls_timeout, handshake).await {
+            Ok(Ok(stream)) => TlsStream::new(stream.into()),
+            Ok(Err(e)) => Err(handshake_error(e)),
+            Err(_) => Err(timed_out()),
+        }
+    }
+
+    fn client_config(&self, accept: &AcceptedIdentities) -> Result<ClientConfig, Error> {
+        let credentials = current(&*self.source)?;
+        let provider = provider();
+        let verifier =
+            ServerVerifier { provider: provider.clone(), roots: credentials.roots.clone(), accepted: accept.clone() };
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(unusable)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key.clone())));
+        config.alpn_protocols = vec![ALPN_H2.to_vec()];
+        config.enable_sni = false;
+        config.resumption = Resumption::disabled();
+        Ok(config)
+    }
+}

@@ -1,0 +1,20 @@
+//! Mutual TLS of one hop: TLS 1.3 only, ALPN `h2` required on both sides, no SNI, identities checked before a byte of HTTP/2.
+//!
+//! [`Connector`] checks the server's SPIFFE ID against the set that the hop accepts, [`Acceptor`] the client's trust domain.
+//! Both take their certificate from a [`CredentialSource`] at each handshake, so that a renewed one is used from the next on.
+
+mod acceptor;
+mod connector;
+mod credentials;
+mod provider;
+mod stream;
+mod verify;
+
+pub use acceptor::Acceptor;
+pub use connector::Connector;
+pub use credentials::{CredentialSource, Credentials};
+pub use stream::TlsStream;
+pub(crate) use stream::classify;
+
+/// The one application protocol of HBONE (RFC 9113, section 3.1).
+const ALPN_H2: &[u8] = b"h2";

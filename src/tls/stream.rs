@@ -1,0 +1,172 @@
+//! A TLS session whose peer is known.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustls::{AlertDescription, CertificateError, OtherError};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::ALPN_H2;
+use super::verify::{IdentityError, spiffe_id};
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
+use crate::identity::SpiffeId;
+
+/// A byte stream inside TLS 1.3 with ALPN `h2`, whose peer has proved its identity.
+///
+/// Shutting it down sends `close_notify`. Dropping it does not, and its peer then sees an unexpected end.
+pub struct TlsStream<IO> {
+    inner: tokio_rustls::TlsStream<IO>,
+    peer: SpiffeId,
+}
+
+impl<IO> TlsStream<IO> {
+    /// Checks what TLS itself leaves open: that ALPN was used, and who the peer is.
+    pub(super) fn new(inner: tokio_rustls::TlsStream<IO>) -> Result<Self> {
+        let (_, session) = inner.get_ref();
+        if session.alpn_protocol() != Some(ALPN_H2) {
+            return Err(failed(ErrorKind::Protocol, Side::Remote).with_source("the peer did not agree to ALPN h2"));
+        }
+        let certificate = session.peer_certificates().and_then(|chain| chain.first());
+        let peer = match certificate.map(spiffe_id) {
+            Some(Ok(peer)) => peer,
+            Some(Err(e)) => return Err(failed(ErrorKind::CertificateInvalid, Side::Remote).with_source(e)),
+            None => {
+                return Err(failed(ErrorKind::CertificateInvalid, Side::Remote).with_source("the peer sent none"));
+            }
+        };
+        Ok(Self { inner, peer })
+    }
+
+    /// Who the peer has proved to be.
+    pub fn peer_identity(&self) -> &SpiffeId {
+        &self.peer
+    }
+
+    /// The byte stream below. Reading from or writing to it breaks the session.
+    pub fn get_ref(&self) -> &IO {
+        self.inner.get_ref().0
+    }
+
+    /// The suite and key exchange in use, as in `TLS13_AES_128_GCM_SHA256 with X25519MLKEM768`.
+    pub fn cipher(&self) -> String {
+        let (_, session) = self.inner.get_ref();
+        let suite = session.negotiated_cipher_suite().map(|s| format!("{:?}", s.suite()));
+        let group = session.negotiated_key_exchange_group().map(|g| format!("{:?}", g.name()));
+        format!("{} with {}", suite.unwrap_or_default(), group.unwrap_or_default())
+    }
+}
+
+impl<IO> fmt::Debug for TlsStream<IO> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsStream").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+fn failed(kind: ErrorKind, side: Side) -> Error {
+    Error::new(kind, Layer::Tls, side, "handshake")
+}
+
+/// What an I/O error of a TLS session means. In TLS 1.3 a client learns only after its handshake that the server rejected
+/// its certificate, so this serves the reads and writes of HTTP/2 as well.
+///
+/// `None` where it is no TLS error.
+pub(crate) fn classify(error: &io::Error) -> Option<Error> {
+    use AlertDescription as Alert;
+    let tls = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let (kind, side) = match tls {
+        rustls::Error::AlertReceived(
+            Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::CertificateRequired
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::DecryptError,
+        ) => (ErrorKind::RejectedByPeer, Side::Remote),
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => {
+            return Some(match cause.downcast_ref::<IdentityError>() {
+                Some(e) if e.is_mismatch() => {
+                    failed(ErrorKind::IdentityNotAccepted, Side::Remote).with_source(e.clone())
+                }
+                Some(e) => failed(ErrorKind::CertificateInvalid, Side::Remote).with_source(e.clone()),
+                None => failed(ErrorKind::CertificateInvalid, Side::Remote).with_source(tls.clone()),
+            });
+        }
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
+            (ErrorKind::CertificateInvalid, Side::Remote)
+        }
+        _ => (ErrorKind::Protocol, Side::Remote),
+    };
+    Some(failed(kind, side).with_source(tls.clone()))
+}
+
+/// The error of a handshake that failed with `error`.
+pub(super) fn handshake_error(error: io::Error) -> Error {
+    if let Some(error) = classify(&error) {
+        return error;
+    }
+    // A tunnel below explains itself.
+    if let Some(below) = Error::from_io(&error) {
+        return below.clone();
+    }
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            failed(ErrorKind::Closed, Side::Remote).with_source(error)
+        }
+        _ => failed(ErrorKind::Unreachable, Side::Remote).with_source(error),
+    }
+}
+
+/// Fetches credentials for a handshake.
+pub(super) fn current(source: &dyn super::CredentialSource) -> Result<Arc<super::Credentials>> {
+    source
+        .credentials()
+        .map_err(|e| failed(ErrorKind::InvalidCredentials, Side::Local).with_source(e))
+}
+
+/// A rustls configuration that can't be built from credentials that were checked: a provider without TLS 1.3.
+pub(super) fn unusable(error: rustls::Error) -> Error {
+    failed(ErrorKind::InvalidCredentials, Side::Local).with_source(error)
+}
+
+/// A handshake that took too long.
+pub(super) fn timed_out() -> Error {
+    failed(ErrorKind::Timeout, Side::Remote)
+}

@@ -1,0 +1,161 @@
+//! The sending half of a tunnel.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::io::AsyncWrite;
+
+use super::{Finished, ResetReason, Slot};
+use crate::conn::Shared;
+use crate::error::{Error, ErrorKind, Layer, Side};
+use crate::io::BytesWrite;
+
+/// What one write asks room for at most. A write that is given up leaves its request standing until the next one, and on a
+/// connection whose peer has a small window that room is missing elsewhere.
+const MAX_RESERVATION: usize = 256 << 10;
+
+/// The sending half of a [`TunnelStream`](super::TunnelStream).
+///
+/// Writing waits for the peer's window and for room in the send buffer, then takes as much as fits. Dropped without having
+/// been shut down, it resets the tunnel once the receiving half is gone too.
+#[derive(Debug)]
+pub struct TunnelSend {
+    stream: h2::SendStream<Bytes>,
+    shared: Arc<Shared>,
+    _slot: Option<Arc<Slot>>,
+    finished: Arc<Finished>,
+}
+
+impl TunnelSend {
+    pub(super) fn new(
+        stream: h2::SendStream<Bytes>,
+        shared: Arc<Shared>,
+        slot: Option<Arc<Slot>>,
+        finished: Arc<Finished>,
+    ) -> Self {
+        Self { stream, shared, _slot: slot, finished }
+    }
+
+    /// Ends the tunnel at once in both directions.
+    pub fn reset(&mut self, reason: ResetReason) {
+        self.stream.send_reset(reason.code());
+    }
+
+    /// Waits until something can be sent; returns how much of `wanted`.
+    fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+        if self.finished.get() {
+            let error = Error::new(ErrorKind::WriteAfterShutdown, Layer::Tunnel, Side::Local, "writing after shutdown");
+            return Poll::Ready(Err(self.shared.describe(error).into()));
+        }
+        let wanted = wanted.min(MAX_RESERVATION);
+        self.stream.reserve_capacity(wanted);
+        loop {
+            let room = self.stream.capacity().min(wanted);
+            if room > 0 {
+                return Poll::Ready(Ok(room));
+            }
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(e)) => return Poll::Ready(Err(self.broken(Some(e), cx))),
+                None => return Poll::Ready(Err(self.broken(None, cx))),
+            }
+        }
+    }
+
+    fn send(&mut self, cx: &mut Context<'_>, data: Bytes, wanted: usize) -> io::Result<()> {
+        let sent = data.len();
+        if let Err(e) = self.stream.send_data(data, false) {
+            return Err(self.broken(Some(e), cx));
+        }
+        if sent < wanted {
+            // The writer may not come back for the rest.
+            self.stream.reserve_capacity(0);
+        }
+        Ok(())
+    }
+
+    /// Why nothing can be sent any more: the peer's reset says it best.
+    fn broken(&mut self, error: Option<h2::Error>, cx: &mut Context<'_>) -> io::Error {
+        let explained = match (self.stream.poll_reset(cx), error) {
+            (Poll::Ready(Ok(reason)), _) => {
+                let error = Error::new(ErrorKind::Reset(reason.into()), Layer::Tunnel, Side::Remote, "writing");
+                self.shared.describe(error)
+            }
+            (Poll::Ready(Err(e)), _) | (Poll::Pending, Some(e)) => self.shared.explain(e, Layer::Tunnel, "writing"),
+            (Poll::Pending, None) => self.shared.gone("writing"),
+        };
+        match explained.kind() {
+            // A reset that came first means there is nobody to write to.
+            ErrorKind::Reset(_) => io::Error::new(io::ErrorKind::BrokenPipe, explained),
+            _ => explained.into(),
+        }
+    }
+}
+
+impl BytesWrite for TunnelSend {
+    fn poll_write_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
+        if data.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let this = self.get_mut();
+        let wanted = data.len();
+        let room = ready!(this.poll_room(cx, wanted))?;
+        Poll::Ready(this.send(cx, data.split_to(room), wanted))
+    }
+}
+
+impl AsyncWrite for TunnelSend {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let this = self.get_mut();
+        let room = ready!(this.poll_room(cx, buf.len()))?;
+        this.send(cx, Bytes::copy_from_slice(&buf[..room]), buf.len())?;
+        Poll::Ready(Ok(room))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wanted = bufs.iter().map(|buf| buf.len()).sum();
+        if wanted == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let this = self.get_mut();
+        let room = ready!(this.poll_room(cx, wanted))?;
+        let mut data = BytesMut::with_capacity(room);
+        for buf in bufs {
+            data.put_slice(&buf[..buf.len().min(room - data.len())]);
+        }
+        this.send(cx, data.freeze(), wanted)?;
+        Poll::Ready(Ok(room))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Always ready: the connection's driver sends what was written.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Finishes this direction: END_STREAM follows what was written. Ready at once.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.finished.get() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Err(e) = this.stream.send_data(Bytes::new(), true) {
+            return Poll::Ready(Err(this.broken(Some(e), cx)));
+        }
+        this.finished.set();
+        Poll::Ready(Ok(()))
+    }
+}
