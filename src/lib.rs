@@ -3,6 +3,7 @@
 mod authority;
 mod error;
 mod identity;
+pub mod metadata;
 mod path;
 mod refusal;
 
