@@ -13,6 +13,7 @@ mod config;
 mod conn;
 mod error;
 mod identity;
+pub mod metadata;
 mod path;
 mod refusal;
 mod tunnel;

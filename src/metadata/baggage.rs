@@ -1,0 +1,382 @@
+//! The `baggage` header.
+
+use std::fmt::Write;
+use std::str;
+
+use http::HeaderValue;
+
+/// The most that is read and written, in bytes over all lines. W3C Baggage ("Limits") asks for no more.
+const MAX_BYTES: usize = 8192;
+/// The most list members that are read, unknown ones included. W3C Baggage ("Limits") asks for no more.
+const MAX_MEMBERS: usize = 64;
+
+const CLUSTER: &str = "k8s.cluster.name";
+const NAMESPACE: &str = "k8s.namespace.name";
+const SERVICE_NAME: &str = "service.name";
+const SERVICE_VERSION: &str = "service.version";
+const REGION: &str = "cloud.region";
+const ZONE: &str = "cloud.availability_zone";
+
+/// What a workload says of itself: the `baggage` header (W3C Baggage) with the keys that ambient meshes use.
+///
+/// **It is telemetry and never authorisation.** Every workload with a valid certificate can put anything there, also the
+/// name of another one. Who the peer is, its certificate says: take the namespace and the trust domain from its
+/// [`SpiffeId`](crate::SpiffeId), and show baggage next to it, as a label.
+///
+/// On a request it describes the source; on a 200 the workload that the tunnel ended at, which a client that went
+/// through a gateway does not know otherwise. A value is never empty: setting an empty one leaves the field absent.
+///
+/// Reading stops after 8192 bytes or 64 members, counted over all lines. Members with other keys and properties (what
+/// follows a `;`) are ignored, and so are members without a value; of two members with the same meaning the last one
+/// counts. Values are percent-decoded; what is no UTF-8 and control characters become U+FFFD, so that a value can't
+/// break a line of a log. Writing leaves out a member that would not fit in 8192 bytes.
+///
+/// ```
+/// use hbone::metadata::{Baggage, WorkloadType};
+///
+/// let baggage = Baggage::default().with_namespace("shop").with_workload(WorkloadType::Pod, "cart-7d9f").with_zone("");
+/// assert_eq!(baggage.workload_name(), Some("cart-7d9f"));
+/// assert_eq!(baggage.zone(), None);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Baggage {
+    cluster: Option<String>,
+    namespace: Option<String>,
+    workload: Option<(WorkloadType, String)>,
+    service_name: Option<String>,
+    service_version: Option<String>,
+    region: Option<String>,
+    zone: Option<String>,
+}
+
+/// The kind of Kubernetes object that a workload's name belongs to; a part of its key, as in `k8s.pod.name`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum WorkloadType {
+    /// `k8s.deployment.name`
+    Deployment,
+    /// `k8s.cronjob.name`
+    CronJob,
+    /// `k8s.pod.name`, the only one that istiod still hands out.
+    Pod,
+    /// `k8s.job.name`
+    Job,
+}
+
+impl WorkloadType {
+    const ALL: [Self; 4] = [Self::Deployment, Self::CronJob, Self::Pod, Self::Job];
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Deployment => "k8s.deployment.name",
+            Self::CronJob => "k8s.cronjob.name",
+            Self::Pod => "k8s.pod.name",
+            Self::Job => "k8s.job.name",
+        }
+    }
+}
+
+impl Baggage {
+    /// Sets the cluster, `k8s.cluster.name`.
+    pub fn with_cluster(mut self, cluster: impl Into<String>) -> Self {
+        self.cluster = present(cluster.into());
+        self
+    }
+
+    /// Sets the namespace, `k8s.namespace.name`.
+    pub fn with_namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = present(namespace.into());
+        self
+    }
+
+    /// Sets the name of the workload under the key of its type.
+    pub fn with_workload(mut self, workload_type: WorkloadType, name: impl Into<String>) -> Self {
+        self.workload = present(name.into()).map(|name| (workload_type, name));
+        self
+    }
+
+    /// Sets the application's name, `service.name` (OpenTelemetry's word; a Kubernetes service is something else).
+    pub fn with_service_name(mut self, name: impl Into<String>) -> Self {
+        self.service_name = present(name.into());
+        self
+    }
+
+    /// Sets the application's version, `service.version`.
+    pub fn with_service_version(mut self, version: impl Into<String>) -> Self {
+        self.service_version = present(version.into());
+        self
+    }
+
+    /// Sets the region, `cloud.region`.
+    pub fn with_region(mut self, region: impl Into<String>) -> Self {
+        self.region = present(region.into());
+        self
+    }
+
+    /// Sets the zone, `cloud.availability_zone`.
+    pub fn with_zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = present(zone.into());
+        self
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> Option<&str> {
+        self.cluster.as_deref()
+    }
+
+    /// The namespace that the peer claims; the proven one is in its certificate.
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
+    /// The kind of object that [`Baggage::workload_name`] belongs to; there exactly when the name is.
+    pub fn workload_type(&self) -> Option<WorkloadType> {
+        self.workload.as_ref().map(|(workload_type, _)| *workload_type)
+    }
+
+    /// The name of the workload.
+    pub fn workload_name(&self) -> Option<&str> {
+        self.workload.as_ref().map(|(_, name)| name.as_str())
+    }
+
+    /// The application's name.
+    pub fn service_name(&self) -> Option<&str> {
+        self.service_name.as_deref()
+    }
+
+    /// The application's version.
+    pub fn service_version(&self) -> Option<&str> {
+        self.service_version.as_deref()
+    }
+
+    /// The region.
+    pub fn region(&self) -> Option<&str> {
+        self.region.as_deref()
+    }
+
+    /// The zone.
+    pub fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
+    }
+
+    /// Whether there is nothing in it; such a header is not sent.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// `None` when nothing in the lines is known here.
+    pub(super) fn read<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Option<Self> {
+        let mut baggage = Self::default();
+        let (mut bytes, mut members) = (0, 0);
+        for member in lines.into_iter().flat_map(|line| line.as_bytes().split(|b| *b == b',')) {
+            bytes += member.len();
+            members += usize::from(!member.trim_ascii().is_empty());
+            if bytes > MAX_BYTES || members > MAX_MEMBERS {
+                break;
+            }
+            bytes += ",".len();
+            baggage.read_member(member);
+        }
+        Some(baggage).filter(|b| !b.is_empty())
+    }
+
+    fn read_member(&mut self, member: &[u8]) {
+        let member = member.split(|b| *b == b';').next().unwrap_or_default();
+        let Some(equals) = member.iter().position(|b| *b == b'=') else { return };
+        let Ok(key) = str::from_utf8(member[..equals].trim_ascii()) else { return };
+        let workload_type = WorkloadType::ALL.into_iter().find(|t| t.key() == key);
+        let Some(value) = present(decode(member[equals + 1..].trim_ascii())) else { return };
+        match (key, workload_type) {
+            (_, Some(workload_type)) => self.workload = Some((workload_type, value)),
+            (CLUSTER, _) => self.cluster = Some(value),
+            (NAMESPACE, _) => self.namespace = Some(value),
+            (SERVICE_NAME, _) => self.service_name = Some(value),
+            (SERVICE_VERSION, _) => self.service_version = Some(value),
+            (REGION, _) => self.region = Some(value),
+            (ZONE, _) => self.zone = Some(value),
+            _ => {}
+        }
+    }
+
+    /// `None` when there is nothing to send.
+    pub(super) fn write(&self) -> Option<HeaderValue> {
+        let members = [
+            (CLUSTER, self.cluster()),
+            (NAMESPACE, self.namespace()),
+            (self.workload_type().map_or("", WorkloadType::key), self.workload_name()),
+            (SERVICE_NAME, self.service_name()),
+            (SERVICE_VERSION, self.service_version()),
+            (REGION, self.region()),
+            (ZONE, self.zone()),
+        ];
+        let mut line = String::new();
+        for (key, value) in members {
+            let Some(value) = value else { continue };
+            let comma = if line.is_empty() { "" } else { "," };
+            let member = format!("{comma}{key}={}", encode(value));
+            if line.len() + member.len() <= MAX_BYTES {
+                line.push_str(&member);
+            }
+        }
+        if line.is_empty() { None } else { HeaderValue::try_from(line).ok() }
+    }
+}
+
+fn present(value: String) -> Option<String> {
+    Some(value).filter(|v| !v.is_empty())
+}
+
+/// Percent-encodes what is no `baggage-octet` (W3C Baggage, "Definition").
+fn encode(value: &str) -> String {
+    let mut encoded = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if byte.is_ascii_graphic() && !b"\",;\\%".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a `String` does not fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+/// A `%` that no two hexadecimal digits follow stands for itself.
+fn decode(value: &[u8]) -> String {
+    let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let mut decoded = Vec::with_capacity(value.len());
+    let mut rest = value;
+    while let [first, after @ ..] = rest {
+        let escaped = match rest {
+            [b'%', high, low, ..] => digit(high).zip(digit(low)).map(|(high, low)| high << 4 | low),
+            _ => None,
+        };
+        decoded.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &rest[3..] } else { after };
+    }
+    String::from_utf8_lossy(&decoded).replace(char::is_control, "\u{FFFD}")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn read(lines: &[&str]) -> Baggage {
+        let lines: Vec<_> = lines.iter().map(|l| HeaderValue::from_bytes(l.as_bytes()).unwrap()).collect();
+        Baggage::read(&lines).unwrap_or_default()
+    }
+
+    #[test]
+    fn every_field_has_the_key_that_ztunnel_uses() {
+        let baggage = Baggage::default()
+            .with_cluster("c1")
+            .with_namespace("shop")
+            .with_workload(WorkloadType::Deployment, "cart")
+            .with_service_name("cart")
+            .with_service_version("v2")
+            .with_region("r1")
+            .with_zone("z1");
+        let line = "k8s.cluster.name=c1,k8s.namespace.name=shop,k8s.deployment.name=cart,service.name=cart,\
+                    service.version=v2,cloud.region=r1,cloud.availability_zone=z1";
+        assert_eq!(baggage.write().unwrap(), line);
+        assert_eq!(read(&[line]), baggage);
+    }
+
+    #[rstest]
+    #[case("k8s.deployment.name", WorkloadType::Deployment)]
+    #[case("k8s.cronjob.name", WorkloadType::CronJob)]
+    #[case("k8s.pod.name", WorkloadType::Pod)]
+    #[case("k8s.job.name", WorkloadType::Job)]
+    fn the_workload_key_names_its_type(#[case] key: &str, #[case] workload_type: WorkloadType) {
+        let baggage = Baggage::default().with_workload(workload_type, "w");
+        assert_eq!(baggage.write().unwrap(), format!("{key}=w"));
+        assert_eq!(read(&[&format!("{key}=w")]), baggage);
+    }
+
+    #[rstest]
+    #[case(&["k8s.cluster.name=c"], Some("c"))]
+    #[case(&["other=x", "k8s.cluster.name=c"], Some("c"))]
+    #[case(&[" k8s.cluster.name\t= c , x=y"], Some("c"))]
+    #[case(&["k8s.cluster.name=c;ttl=3;k8s.cluster.name=d"], Some("c"))]
+    #[case(&["k8s.cluster.name=c ;secret"], Some("c"))]
+    #[case(&["k8s.cluster.name=a=b"], Some("a=b"))]
+    #[case(&["k8s.cluster.name=a", "k8s.cluster.name=b"], Some("b"))]
+    #[case(&["k8s.cluster.name=a,k8s.cluster.name="], Some("a"))]
+    #[case(&["k8s.cluster.name=a%20b%2Cc"], Some("a b,c"))]
+    #[case(&["k8s.cluster.name=a%zz%4"], Some("a%zz%4"))]
+    #[case(&["k8s.cluster.name=%c3%BC"], Some("ü"))]
+    #[case(&["k8s.cluster.name=ü"], Some("ü"))]
+    #[case(&["k8s.cluster.name=%ff"], Some("\u{FFFD}"))]
+    #[case(&["k8s.cluster.name=a%0Ab%00"], Some("a\u{FFFD}b\u{FFFD}"))]
+    #[case(&["k8s.cluster.name="], None)]
+    #[case(&["k8s.cluster.name= "], None)]
+    #[case(&["k8s.cluster.name=;p=v"], None)]
+    #[case(&["k8s.cluster.name"], None)]
+    #[case(&["K8S.cluster.name=c"], None)]
+    #[case(&[",;=,=;,;,=="], None)]
+    #[case(&[""], None)]
+    #[case(&[], None)]
+    fn reading_takes_what_it_knows(#[case] lines: &[&str], #[case] cluster: Option<&str>) {
+        let baggage = read(lines);
+        assert_eq!(baggage.cluster(), cluster);
+        assert_eq!(baggage.is_empty(), cluster.is_none());
+    }
+
+    #[test]
+    fn members_after_the_bounds_are_not_read() {
+        let within = format!("{}k8s.cluster.name=c", "a=b,".repeat(MAX_MEMBERS - 1));
+        assert_eq!(read(&[&within]).cluster(), Some("c"));
+        assert!(read(&["a=b", &within]).is_empty());
+
+        let last = "k8s.cluster.name=c";
+        let within = "a".repeat(MAX_BYTES - last.len() - 1);
+        assert_eq!(read(&[&within, last]).cluster(), Some("c"));
+        assert!(read(&[&format!("{within}a"), last]).is_empty());
+    }
+
+    #[test]
+    fn a_member_that_is_cut_by_the_bound_is_not_read_in_part() {
+        let long = format!("k8s.cluster.name={}", "c".repeat(MAX_BYTES));
+        assert_eq!(read(&["k8s.namespace.name=n", &long]), Baggage::default().with_namespace("n"));
+    }
+
+    #[test]
+    fn a_member_that_does_not_fit_is_not_written() {
+        let baggage = Baggage::default().with_cluster("c".repeat(MAX_BYTES)).with_zone("z");
+        assert_eq!(baggage.write().unwrap(), "cloud.availability_zone=z");
+    }
+
+    #[test]
+    fn empty_values_are_absent_and_not_written() {
+        let baggage = Baggage::default().with_cluster("c").with_cluster("").with_workload(WorkloadType::Pod, "");
+        assert!(baggage.is_empty());
+        assert_eq!((baggage.workload_type(), baggage.write()), (None, None));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(values in proptest::array::uniform7("\\PC{0,40}")) {
+            let [cluster, namespace, workload, name, version, region, zone] = values;
+            let baggage = Baggage::default()
+                .with_cluster(cluster)
+                .with_namespace(namespace)
+                .with_workload(WorkloadType::Job, workload)
+                .with_service_name(name)
+                .with_service_version(version)
+                .with_region(region)
+                .with_zone(zone);
+            prop_assert_eq!(Baggage::read(&baggage.write()).unwrap_or_default(), baggage);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic_and_without_control_characters(value: Vec<u8>) {
+            let line = [b"k8s.cluster.name=", &*value].concat();
+            if let Ok(line) = HeaderValue::from_bytes(&line) {
+                let baggage = Baggage::read([&line]).unwrap_or_default();
+                prop_assert!(!baggage.cluster().unwrap_or_default().contains(char::is_control));
+            }
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! The headers of a CONNECT and of its 200, as values.
+//!
+//! Both directions carry the same set: who is there ([`Baggage`]), for whom ([`Forwarded`]), as part of which trace
+//! ([`Traceparent`]) and through which network. None of it is proven by anything. The peer wrote it, so it is for logs and
+//! metrics, and nothing in it makes a tunnel fail.
+
+mod baggage;
+mod forwarded;
+pub(crate) mod proxy_status;
+mod quoted;
+mod traceparent;
+
+pub use self::baggage::{Baggage, WorkloadType};
+pub use self::forwarded::Forwarded;
+pub use self::traceparent::Traceparent;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use crate::error::{Error, Result};
+
+/// The header of a [`Baggage`].
+pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+/// The header of a [`Forwarded`].
+pub const FORWARDED: HeaderName = header::FORWARDED;
+/// The header of a [`Traceparent`].
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// The header with the name of the network that a request comes from.
+pub const X_FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
+/// The header that says why a CONNECT was turned down (RFC 9209); a [`Refusal`](crate::Refusal) is its typed form.
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+/// Headers that no CONNECT and no 200 of this crate carries: those about one connection, which HTTP/2 forbids (RFC 9113,
+/// section 8.2.2), the host, which is in the authority, a length, which would end the tunnel (RFC 9110, section 9.3.6),
+/// and the status of a refusal.
+const NOT_CARRIED: &[&str] = &[
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-status",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+const MAX_NETWORK: usize = 255;
+
+/// What a CONNECT, or the 200 that answers it, says beside the target.
+///
+/// A received one never fails to be read. A header that can't be read counts as absent in the typed view and stays in
+/// [`Metadata::other`], so that it is not lost; of one that can be read, only what its type holds is written again. No
+/// part of it is proven by the peer's certificate.
+///
+/// ```
+/// use hbone::metadata::{Baggage, Metadata};
+/// use http::{HeaderMap, HeaderName, HeaderValue};
+///
+/// let metadata = Metadata::default()
+///     .with_baggage(Baggage::default().with_cluster("c1"))
+///     .with_forwarded_network("network-1")?
+///     .with_header(HeaderName::from_static("x-istio-source"), HeaderValue::from_static("gateway"))?;
+/// let mut headers = HeaderMap::new();
+/// metadata.write_to(&mut headers);
+/// assert_eq!(headers["baggage"], "k8s.cluster.name=c1");
+/// assert_eq!(Metadata::from_headers(&headers), metadata);
+/// # Ok::<(), hbone::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    baggage: Option<Baggage>,
+    forwarded: Option<Forwarded>,
+    traceparent: Option<Traceparent>,
+    forwarded_network: Option<String>,
+    other: HeaderMap,
+}
+
+impl Metadata {
+    /// Sets what this side says of its workload. An empty one takes the header away.
+    pub fn with_baggage(mut self, baggage: Baggage) -> Self {
+        self.other.remove(BAGGAGE);
+        self.baggage = Some(baggage).filter(|b| !b.is_empty());
+        self
+    }
+
+    /// Sets for whom the tunnel is opened. An empty one takes the header away.
+    pub fn with_forwarded(mut self, forwarded: Forwarded) -> Self {
+        self.other.remove(FORWARDED);
+        self.forwarded = Some(forwarded).filter(|f| !f.is_empty());
+        self
+    }
+
+    /// Sets the trace that the tunnel belongs to.
+    pub fn with_traceparent(mut self, traceparent: Traceparent) -> Self {
+        self.other.remove(TRACEPARENT);
+        self.traceparent = Some(traceparent);
+        self
+    }
+
+    /// Sets the network that the source is in. On a nested path it belongs in the innermost CONNECT only, which the
+    /// destination reads: it tells the destination not to look the source up by its address.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the name is empty, over 255 bytes or not visible
+    /// ASCII.
+    pub fn with_forwarded_network(mut self, network: impl Into<String>) -> Result<Self> {
+        let network = network.into();
+        if !valid_network(&network) {
+            let cause = "it must be 1 to 255 bytes of visible ASCII";
+            return Err(Error::invalid(format!("setting the network {network:?}")).with_source(cause));
+        }
+        self.other.remove(X_FORWARDED_NETWORK);
+        self.forwarded_network = Some(network);
+        Ok(self)
+    }
+
+    /// Adds a header that this crate has no type for. One that is there already keeps its values and gets one more.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for the headers that have a setter of their own, for
+    /// `proxy-status` and `content-length`, and for those that HTTP/2 forbids: `connection`, `host`, `keep-alive`,
+    /// `proxy-connection`, `te`, `transfer-encoding`, `upgrade`. Also when there are too many headers for a [`HeaderMap`].
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Result<Self> {
+        let refused = |cause| Err(Error::invalid(format!("setting the header {name}")).with_source(cause));
+        if !is_carried(&name) {
+            return refused("a tunnel does not carry it");
+        }
+        if [BAGGAGE, FORWARDED, TRACEPARENT, X_FORWARDED_NETWORK].contains(&name) {
+            return refused("it has a setter of its own");
+        }
+        match self.other.try_append(&name, value) {
+            Ok(_) => Ok(self),
+            Err(_) => refused("there are too many headers"),
+        }
+    }
+
+    /// What the peer says of its workload. Telemetry and never authorisation: see [`Baggage`].
+    pub fn baggage(&self) -> Option<&Baggage> {
+        self.baggage.as_ref()
+    }
+
+    /// For whom the peer says it opened the tunnel.
+    pub fn forwarded(&self) -> Option<&Forwarded> {
+        self.forwarded.as_ref()
+    }
+
+    /// The trace that the tunnel belongs to.
+    pub fn traceparent(&self) -> Option<&Traceparent> {
+        self.traceparent.as_ref()
+    }
+
+    /// The network that the peer says it is in. Networks are compared without regard to case.
+    pub fn forwarded_network(&self) -> Option<&str> {
+        self.forwarded_network.as_deref()
+    }
+
+    /// All other headers, as they came: those without a type here, and typed ones that could not be read.
+    pub fn other(&self) -> &HeaderMap {
+        &self.other
+    }
+
+    /// Reads the headers of a request or a response. Those that [`Metadata::with_header`] refuses for what they are
+    /// (hop by hop, `content-length`, `proxy-status`) are left out.
+    ///
+    /// A `traceparent` or `x-forwarded-network` with several values counts as one that can't be read.
+    pub fn from_headers(headers: &HeaderMap) -> Self {
+        let mut metadata = Self {
+            baggage: Baggage::read(headers.get_all(BAGGAGE)),
+            forwarded: headers.get(FORWARDED).and_then(Forwarded::read),
+            traceparent: only(headers, TRACEPARENT).and_then(Traceparent::read),
+            forwarded_network: only(headers, X_FORWARDED_NETWORK).filter(|n| valid_network(n)).map(str::to_owned),
+            other: HeaderMap::new(),
+        };
+        for (name, value) in headers {
+            if is_carried(name) && !metadata.is_typed(name) {
+                append(&mut metadata.other, name, value);
+            }
+        }
+        metadata
+    }
+
+    /// Writes the headers, in place of those that `headers` already has under the same names.
+    pub fn write_to(&self, headers: &mut HeaderMap) {
+        let typed = [
+            (BAGGAGE, self.baggage.as_ref().and_then(Baggage::write)),
+            (FORWARDED, self.forwarded.as_ref().and_then(Forwarded::write)),
+            (TRACEPARENT, self.traceparent.and_then(|t| HeaderValue::try_from(t.to_string()).ok())),
+            (X_FORWARDED_NETWORK, self.forwarded_network.as_ref().and_then(|n| HeaderValue::try_from(n).ok())),
+        ];
+        for name in self.other.keys() {
+            headers.remove(name);
+        }
+        for (name, value) in typed {
+            if let Some(value) = value {
+                headers.remove(&name);
+                append(headers, &name, &value);
+            }
+        }
+        for (name, value) in &self.other {
+            append(headers, name, value);
+        }
+    }
+
+    /// Whether the typed view holds what this header says.
+    fn is_typed(&self, name: &HeaderName) -> bool {
+        (*name == BAGGAGE && self.baggage.is_some())
+            || (*name == FORWARDED && self.forwarded.is_some())
+            || (*name == TRACEPARENT && self.traceparent.is_some())
+            || (*name == X_FORWARDED_NETWORK && self.forwarded_network.is_some())
+    }
+}
+
+fn is_carried(name: &HeaderName) -> bool {
+    !NOT_CARRIED.contains(&name.as_str())
+}
+
+fn valid_network(network: &str) -> bool {
+    (1..=MAX_NETWORK).contains(&network.len()) && network.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// The value of a header that may stand there once only.
+fn only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => value.to_str().ok(),
+        _ => None,
+    }
+}
+
+fn append(headers: &mut HeaderMap, name: &HeaderName, value: &HeaderValue) {
+    // `append` panics past the 32768 headers that a map can hold; HTTP/2's limit on header lists is far below that.
+    let _ = headers.try_append(name, value.clone());
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        lines.iter().map(|(n, v)| (n.parse().unwrap(), v.parse().unwrap())).collect::<HeaderMap>()
+    }
+
+    fn written(metadata: &Metadata) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        metadata.write_to(&mut headers);
+        headers
+    }
+
+    #[test]
+    fn the_headers_of_a_ztunnel_are_read_and_written_as_they_came() {
+        let headers = headers(&[
+            ("baggage", "k8s.cluster.name=c1,k8s.namespace.name=shop,k8s.pod.name=cart-1"),
+            ("forwarded", "for=\"10.0.0.5:41234\";host=cart.shop.svc.cluster.local"),
+            ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"),
+            ("x-forwarded-network", "network-1"),
+            ("x-istio-source", "waypoint"),
+        ]);
+        let metadata = Metadata::from_headers(&headers);
+        assert_eq!(metadata.baggage().and_then(Baggage::workload_name), Some("cart-1"));
+        assert_eq!(metadata.forwarded().and_then(Forwarded::host), Some("cart.shop.svc.cluster.local"));
+        assert_eq!(metadata.traceparent().unwrap().parent_id()[7], 0xb7);
+        assert_eq!(metadata.forwarded_network(), Some("network-1"));
+        assert_eq!(metadata.other().len(), 1);
+        assert_eq!(written(&metadata), headers);
+    }
+
+    #[rstest]
+    #[case::only_unknown_keys(&[("baggage", "a=b"), ("baggage", "c=d")])]
+    #[case::no_known_parameter(&[("forwarded", "for=unknown;proto=http")])]
+    #[case::bad_traceparent(&[("traceparent", "garbage")])]
+    #[case::several_traceparents(&[
+        ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"),
+        ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"),
+    ])]
+    #[case::empty_network(&[("x-forwarded-network", "")])]
+    #[case::several_networks(&[("x-forwarded-network", "a"), ("x-forwarded-network", "b")])]
+    #[case::repeated_unknown(&[("x-a", "1"), ("x-b", "2"), ("x-a", "0"), ("x-a", "1")])]
+    fn what_can_not_be_read_stays_as_it_came(#[case] lines: &[(&str, &str)]) {
+        let headers = headers(lines);
+        let metadata = Metadata::from_headers(&headers);
+        assert_eq!(metadata, Metadata { other: headers.clone(), ..Metadata::default() });
+        assert_eq!(written(&metadata), headers);
+    }
+
+    #[test]
+    fn setting_a_typed_header_replaces_one_that_could_not_be_read() {
+        let unreadable = headers(&[
+            ("baggage", "a=b"),
+            ("forwarded", "x"),
+            ("traceparent", "x"),
+            ("x-forwarded-network", "a"),
+            ("x-forwarded-network", "b"),
+        ]);
+        let parent = Traceparent::new([1; 16], [2; 8], true).unwrap();
+        let metadata = Metadata::from_headers(&unreadable)
+            .with_baggage(Baggage::default())
+            .with_forwarded(Forwarded::default().with_host("h").unwrap())
+            .with_traceparent(parent)
+            .with_forwarded_network("n")
+            .unwrap();
+        assert!(metadata.other().is_empty());
+        let expected =
+            headers(&[("forwarded", "host=h"), ("traceparent", &parent.to_string()), ("x-forwarded-network", "n")]);
+        assert_eq!(written(&metadata), expected);
+    }
+
+    #[rstest]
+    #[case("connection")]
+    #[case("content-length")]
+    #[case("host")]
+    #[case("keep-alive")]
+    #[case("proxy-connection")]
+    #[case("te")]
+    #[case("transfer-encoding")]
+    #[case("upgrade")]
+    #[case("proxy-status")]
+    fn headers_that_a_tunnel_can_not_carry_are_refused_and_left_out(#[case] name: &str) {
+        let error = Metadata::default().with_header(name.parse().unwrap(), HeaderValue::from_static("x")).unwrap_err();
+        assert_eq!(error.kind(), &ErrorKind::InvalidInput);
+        assert!(error.to_string().contains(name), "{error}");
+        assert_eq!(Metadata::from_headers(&headers(&[(name, "x")])), Metadata::default());
+    }
+
+    #[rstest]
+    #[case(BAGGAGE)]
+    #[case(FORWARDED)]
+    #[case(TRACEPARENT)]
+    #[case(X_FORWARDED_NETWORK)]
+    fn typed_headers_have_no_second_way_in(#[case] name: HeaderName) {
+        assert!(Metadata::default().with_header(name, HeaderValue::from_static("x")).is_err());
+    }
+
+    #[rstest]
+    #[case("")]
+    #[case("two words")]
+    #[case("line\nbreak")]
+    #[case("netz-ü")]
+    #[case(&"n".repeat(256))]
+    fn a_network_that_can_not_be_sent_is_refused(#[case] network: &str) {
+        assert!(Metadata::default().with_forwarded_network(network).is_err());
+    }
+
+    #[test]
+    fn writing_replaces_the_same_names_only() {
+        let mut map = headers(&[("x-a", "old"), ("x-a", "older"), ("baggage", "old=1"), ("x-b", "stays")]);
+        let metadata = Metadata::default()
+            .with_baggage(Baggage::default().with_region("r"))
+            .with_header("x-a".parse().unwrap(), HeaderValue::from_static("new"))
+            .unwrap();
+        metadata.write_to(&mut map);
+        assert_eq!(map, headers(&[("x-a", "new"), ("baggage", "cloud.region=r"), ("x-b", "stays")]));
+    }
+
+    #[test]
+    fn more_headers_than_a_map_holds_are_an_error() {
+        let mut metadata = Metadata::default();
+        let result = (0..40_000).try_for_each(|n| {
+            let name = HeaderName::try_from(format!("x-{n}")).unwrap();
+            metadata = std::mem::take(&mut metadata).with_header(name, HeaderValue::from_static(""))?;
+            Ok::<_, Error>(())
+        });
+        assert!(result.is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_headers_are_read_and_what_is_written_is_read_back(
+            lines in proptest::collection::vec(
+                ("baggage|forwarded|traceparent|x-forwarded-network|host|x-[a-c]", "[ -~]{0,30}|k8s[.]pod[.]name=[a-z]{0,3}|host=[a-z]"),
+                0..8,
+            ),
+        ) {
+            let lines: Vec<_> = lines.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+            let metadata = Metadata::from_headers(&headers(&lines));
+            prop_assert_eq!(Metadata::from_headers(&written(&metadata)), metadata);
+        }
+    }
+}
