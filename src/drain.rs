@@ -39,7 +39,7 @@ pub struct Drain {
 pub struct Watch {
     stage: watch::Receiver<Stage>,
     // Counts the watches: receivers do not, since one that waits is cloned.
-    alive: Arc<()>,
+    _alive: Arc<()>,
 }
 
 /// How a drain ended.
@@ -56,7 +56,7 @@ pub struct Report {
 pub fn channel() -> (Drain, Watch) {
     let (sender, receiver) = watch::channel(Stage::Running);
     let alive = Arc::new(());
-    (Drain { stage: sender, watches: Arc::downgrade(&alive) }, Watch { stage: receiver, alive })
+    (Drain { stage: sender, watches: Arc::downgrade(&alive) }, Watch { stage: receiver, _alive: alive })
 }
 
 impl Drain {
@@ -100,8 +100,7 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::poll;
-    use std::pin::pin;
+    use tokio_test::{assert_pending, task};
 
     use super::*;
 
@@ -109,7 +108,7 @@ mod tests {
     async fn a_lost_sender_is_not_a_drain() {
         let (drain, watch) = channel();
         drop(drain);
-        assert!(poll!(pin!(watch.graceful())).is_pending());
+        assert_pending!(task::spawn(watch.graceful()).poll());
         assert!(!watch.is_draining());
     }
 

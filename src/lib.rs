@@ -6,6 +6,8 @@ pub mod io;
 pub mod metadata;
 pub mod nested;
 pub mod server;
+#[cfg(feature = "test-util")]
+pub mod testing;
 pub mod tls;
 
 mod authority;
@@ -13,9 +15,10 @@ mod config;
 mod conn;
 mod error;
 mod identity;
-pub mod metadata;
 mod path;
 mod refusal;
+#[cfg(test)]
+mod tests;
 mod tunnel;
 
 pub use crate::authority::{Authority, AuthorityError, HostPort};

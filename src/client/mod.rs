@@ -135,8 +135,12 @@ impl Client {
         match timeout(self.config.connect_timeout, opening).await {
             Ok(result) => result,
             Err(_) => {
-                let error =
-                    Error::new(ErrorKind::Timeout, Layer::Connect, Side::Remote, format!("opening a tunnel to {authority}"));
+                let error = Error::new(
+                    ErrorKind::Timeout,
+                    Layer::Connect,
+                    Side::Remote,
+                    format!("opening a tunnel to {authority}"),
+                );
                 Err(self.shared.describe(error))
             }
         }
@@ -214,7 +218,8 @@ async fn finish(mut tunnel: TunnelStream) {
 fn request(authority: &Authority, metadata: &Metadata) -> Result<Request<()>> {
     let uri = Uri::from_maybe_shared(Bytes::from(authority.to_string()))
         .map_err(|e| Error::invalid(format!("the authority {authority}")).with_source(e))?;
-    let mut request = Request::connect(uri).body(()).map_err(|e| Error::invalid("the CONNECT request").with_source(e))?;
+    let mut request =
+        Request::connect(uri).body(()).map_err(|e| Error::invalid("the CONNECT request").with_source(e))?;
     metadata.write_to(request.headers_mut());
     Ok(request)
 }

@@ -14,8 +14,8 @@ use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 
 use keepalive::Keepalive;
-use linger::{LingerQueue, Lingering};
 pub(crate) use linger::LingeringTunnel;
+use linger::{LingerQueue, Lingering};
 pub(crate) use settings::{client_builder, server_builder};
 pub(crate) use transport::Transport;
 
@@ -74,9 +74,8 @@ impl Shared {
 
     /// The error for somebody who finds the connection gone.
     pub(crate) fn gone(&self, doing: &'static str) -> Error {
-        self.failure().unwrap_or_else(|| {
-            self.describe(Error::new(ErrorKind::Closed, Layer::Http2, Side::Remote, doing))
-        })
+        self.failure()
+            .unwrap_or_else(|| self.describe(Error::new(ErrorKind::Closed, Layer::Http2, Side::Remote, doing)))
     }
 
     /// What an error of HTTP/2 means.

@@ -125,7 +125,7 @@ mod tests {
         let mut near = Plain::new(near);
         far.write_all(b"hello").await.unwrap();
         assert_eq!(read_bytes(&mut near).await.unwrap(), "hello");
-        assert!(futures_util::poll!(std::pin::pin!(read_bytes(&mut near))).is_pending());
+        tokio_test::assert_pending!(tokio_test::task::spawn(read_bytes(&mut near)).poll());
         assert_eq!(near.buffer.capacity(), 0);
         drop(far);
         assert!(read_bytes(&mut near).await.unwrap().is_empty());

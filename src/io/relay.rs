@@ -113,7 +113,8 @@ where
     let mut up = Direction::default();
     let mut down = Direction::default();
     let result = poll_fn(|cx| {
-        let up_done = up.poll(cx, a, b).map_err(|(from, op, e)| (if from { RelayEnd::A } else { RelayEnd::B }, op, e))?;
+        let up_done =
+            up.poll(cx, a, b).map_err(|(from, op, e)| (if from { RelayEnd::A } else { RelayEnd::B }, op, e))?;
         let down_done =
             down.poll(cx, b, a).map_err(|(from, op, e)| (if from { RelayEnd::B } else { RelayEnd::A }, op, e))?;
         if up_done.is_ready() && down_done.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
@@ -211,13 +212,10 @@ mod tests {
         assert_eq!(relayed.await.unwrap().unwrap(), RelayStats { a_to_b: 8, b_to_a: 39 });
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_error_names_the_stream_and_what_was_moved() {
-        let a = Builder::new().read(b"abc").wait(std::time::Duration::MAX).build();
-        let b = Builder::new()
-            .write(b"abc")
-            .read_error(io::Error::new(io::ErrorKind::ConnectionReset, "gone"))
-            .build();
+        let a = Builder::new().read(b"abc").wait(std::time::Duration::from_secs(60)).build();
+        let b = Builder::new().write(b"abc").read_error(io::Error::new(io::ErrorKind::ConnectionReset, "gone")).build();
         let error = relay(&mut Plain::new(a), &mut Plain::new(b)).await.unwrap_err();
         assert_eq!((error.end(), error.operation()), (RelayEnd::B, RelayOperation::Read));
         assert_eq!(error.stats(), RelayStats { a_to_b: 3, b_to_a: 0 });

@@ -10,7 +10,7 @@ use crate::authority::Authority;
 use crate::conn::{LingeringTunnel, Shared};
 use crate::error::{Layer, Result};
 use crate::identity::SpiffeId;
-use crate::metadata::{Metadata, proxy_status};
+use crate::metadata::{Metadata, PROXY_STATUS, proxy_status};
 use crate::refusal::Refusal;
 use crate::tunnel::{ResetReason, TunnelStream};
 
@@ -80,7 +80,7 @@ impl Incoming {
             status if status.is_client_error() || status.is_server_error() => status,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
-        response.headers_mut().insert(proxy_status::PROXY_STATUS, proxy_status::encode(refusal));
+        response.headers_mut().insert(PROXY_STATUS, proxy_status::encode(refusal));
         // Fails only when the peer has given up meanwhile.
         if respond.send_response(response, true).is_ok() && !recv.is_end_stream() {
             self.shared.linger(LingeringTunnel { recv, _slot: None });

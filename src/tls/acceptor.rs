@@ -22,8 +22,14 @@ pub struct Acceptor {
     source: Arc<dyn CredentialSource>,
     trusted: TrustDomains,
     config: Arc<Config>,
-    /// The configuration made from the credentials seen last.
-    built: Arc<Mutex<Option<(Arc<Credentials>, Arc<ServerConfig>)>>>,
+    built: Arc<Mutex<Option<Built>>>,
+}
+
+/// The configuration made from the credentials seen last.
+#[derive(Debug)]
+struct Built {
+    from: Arc<Credentials>,
+    config: Arc<ServerConfig>,
 }
 
 impl Acceptor {
@@ -56,13 +62,12 @@ impl Acceptor {
     fn server_config(&self) -> Result<Arc<ServerConfig>> {
         let credentials = current(&*self.source)?;
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((from, config)) = &*built
+        if let Some(Built { from, config }) = &*built
             && Arc::ptr_eq(from, &credentials)
         {
             return Ok(config.clone());
         }
-        let verifier =
-            ClientVerifier { chain: credentials.client_verifier.clone(), trusted: self.trusted.clone() };
+        let verifier = ClientVerifier { chain: credentials.client_verifier.clone(), trusted: self.trusted.clone() };
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(unusable)?
@@ -72,7 +77,7 @@ impl Acceptor {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         let config = Arc::new(config);
-        *built = Some((credentials, config.clone()));
+        *built = Some(Built { from: credentials, config: config.clone() });
         Ok(config)
     }
 }

@@ -76,8 +76,7 @@ impl Credentials {
         key.keys_match().map_err(|e| {
             invalid(format!("the private key does not belong to the certificate of {identity}")).with_source(e)
         })?;
-        check_chain(&key.cert, &store)
-            .map_err(|e| invalid(format!("the certificate of {identity}")).with_source(e))?;
+        check_chain(&key.cert, &store).map_err(|e| invalid(format!("the certificate of {identity}")).with_source(e))?;
         let client_verifier = WebPkiClientVerifier::builder_with_provider(store.clone(), provider)
             .build()
             .map_err(|e| invalid("the trusted roots").with_source(e))?;

@@ -156,9 +156,7 @@ pub(super) fn handshake_error(error: io::Error) -> Error {
 
 /// Fetches credentials for a handshake.
 pub(super) fn current(source: &dyn super::CredentialSource) -> Result<Arc<super::Credentials>> {
-    source
-        .credentials()
-        .map_err(|e| failed(ErrorKind::InvalidCredentials, Side::Local).with_source(e))
+    source.credentials().map_err(|e| failed(ErrorKind::InvalidCredentials, Side::Local).with_source(e))
 }
 
 /// A rustls configuration that can't be built from credentials that were checked: a provider without TLS 1.3.

@@ -54,7 +54,7 @@ impl Slots {
     fn try_acquire(self: &Arc<Self>) -> Option<Slot> {
         let limit = self.limit();
         self.used
-            .try_update(Ordering::AcqRel, Ordering::Acquire, |used| (used < limit).then_some(used + 1))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| (used < limit).then_some(used + 1))
             .ok()
             .map(|_| Slot(self.clone()))
     }

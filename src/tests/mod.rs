@@ -1,0 +1,5 @@
+//! Integration tests: whole tunnels over pipes, TCP and Unix sockets.
+
+mod bulk;
+mod ends;
+mod harness;
