@@ -1,6 +1,6 @@
 //! The snapshot and its indices.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -29,8 +29,9 @@ struct Inner {
     services_by_hostname: HashMap<Arc<str>, Vec<Arc<Service>>>,
     endpoints: HashMap<NamespacedHostname, Vec<Endpoint>>,
     gateways: HashMap<Network, Vec<GatewayAddress>>,
-    policies_by_name: BTreeMap<PolicyName, Arc<Policy>>,
-    missing_policies: HashMap<PolicyName, Arc<Policy>>,
+    policies_by_name: HashMap<PolicyName, Arc<Policy>>,
+    global_policies: Vec<Arc<Policy>>,
+    namespace_policies: HashMap<Arc<str>, Vec<Arc<Policy>>>,
 }
 
 /// A workload as an endpoint of a service.
@@ -46,7 +47,8 @@ pub struct Endpoint {
 pub(super) struct Conflict {
     pub(super) list: &'static str,
     pub(super) index: usize,
-    pub(super) field: String,
+    pub(super) field: &'static str,
+    pub(super) item: Option<usize>,
     pub(super) message: String,
 }
 
@@ -71,7 +73,10 @@ impl Snapshot {
             services.into_iter().map(Arc::new).collect(),
             policies.into_iter().map(Arc::new).collect(),
         )
-        .map_err(|c| Error::invalid(format!("mesh: {}[{}].{}: {}", c.list, c.index, c.field, c.message)))
+        .map_err(|c| {
+            let item = c.item.map(|i| format!("[{i}]")).unwrap_or_default();
+            Error::invalid(format!("{}[{}].{}{item}: {}", c.list, c.index, c.field, c.message))
+        })
     }
 
     pub(super) fn index(
@@ -79,8 +84,17 @@ impl Snapshot {
         services: Vec<Arc<Service>>,
         policies: Vec<Arc<Policy>>,
     ) -> Result<Self, Conflict> {
-        let _ = (workloads, services, policies);
-        Ok(Self::default())
+        let mut inner = Inner::default();
+        for (index, service) in services.iter().enumerate() {
+            inner.add_service(service).map_err(|c| c.at("services", index))?;
+        }
+        for (index, policy) in policies.iter().enumerate() {
+            inner.add_policy(policy).map_err(|c| c.at("policies", index))?;
+        }
+        for (index, workload) in workloads.iter().enumerate() {
+            inner.add_workload(workload).map_err(|c| c.at("workloads", index))?;
+        }
+        Ok(Self(Arc::new(Inner { workloads, services, policies, ..inner })))
     }
 
     /// All workloads, in the order in which they were given.
@@ -155,9 +169,95 @@ impl Snapshot {
     /// The policies that hold for a workload, for [`authorize`](crate::policy::authorize): those of the mesh, those of the
     /// workload's namespace and those that it names. For one that it names and that is not there stands a
     /// [`Policy::missing`], which denies everybody: a policy that has not arrived yet must not let anybody in.
-    pub fn policies_for(&self, workload: &Workload) -> impl Iterator<Item = &Policy> {
-        let _ = (workload, HashSet::<()>::new(), Scope::Global);
-        self.0.policies.iter().map(|p| &**p)
+    pub fn policies_for(&self, workload: &Workload) -> Vec<Arc<Policy>> {
+        let mut found: Vec<Arc<Policy>> = Vec::new();
+        for name in &workload.authorization_policies {
+            let policy = self.0.policies_by_name.get(name).cloned();
+            found.push(policy.unwrap_or_else(|| Arc::new(Policy::missing(name.clone()))));
+        }
+        let of_namespace = self.0.namespace_policies.get(workload.namespace());
+        found.extend(self.0.global_policies.iter().chain(of_namespace.into_iter().flatten()).cloned());
+        let mut seen = HashSet::new();
+        found.retain(|policy| seen.insert(policy.name.clone()));
+        found
+    }
+}
+
+impl Inner {
+    fn add_service(&mut self, service: &Arc<Service>) -> Result<(), Conflict> {
+        if self.by_key.insert(service.key.clone(), service.clone()).is_some() {
+            let message = format!("another service is called {}", service.key);
+            return Err(Conflict::of("hostname", None, message));
+        }
+        for (i, vip) in service.vips.iter().enumerate() {
+            match self.by_vip.insert(vip.clone(), service.clone()) {
+                Some(other) if !Arc::ptr_eq(&other, service) => {
+                    let message = format!("service {other} has the virtual address {vip} too");
+                    return Err(Conflict::of("vips", Some(i), message));
+                }
+                _ => {}
+            }
+        }
+        self.services_by_hostname.entry(service.hostname().into()).or_default().push(service.clone());
+        Ok(())
+    }
+
+    fn add_policy(&mut self, policy: &Arc<Policy>) -> Result<(), Conflict> {
+        if self.policies_by_name.insert(policy.name.clone(), policy.clone()).is_some() {
+            return Err(Conflict::of("name", None, format!("another policy is called {}", policy.name)));
+        }
+        match policy.scope {
+            Scope::Global => self.global_policies.push(policy.clone()),
+            Scope::Namespace => {
+                self.namespace_policies.entry(policy.name.namespace.clone()).or_default().push(policy.clone());
+            }
+            Scope::WorkloadSelector => {}
+        }
+        Ok(())
+    }
+
+    fn add_workload(&mut self, workload: &Arc<Workload>) -> Result<(), Conflict> {
+        if self.by_uid.insert(workload.uid.clone(), workload.clone()).is_some() {
+            return Err(Conflict::of("uid", None, format!("another workload has the uid {}", workload.uid)));
+        }
+        let own_addresses = if workload.host_network { &[] } else { &*workload.addresses };
+        for (i, ip) in own_addresses.iter().enumerate() {
+            let address = NetworkAddress::new(workload.network.clone(), *ip);
+            match self.by_address.insert(address.clone(), workload.clone()) {
+                Some(other) if !Arc::ptr_eq(&other, workload) => {
+                    let message = format!("workload {other} has the address {address} too");
+                    return Err(Conflict::of("workloadIps", Some(i), message));
+                }
+                _ => {}
+            }
+        }
+        self.by_name
+            .entry((workload.namespace().into(), workload.name.clone()))
+            .and_modify(|only| *only = None)
+            .or_insert_with(|| Some(workload.clone()));
+        if let Some(hostname) = &workload.hostname {
+            self.workloads_by_hostname.entry(hostname.as_str().into()).or_default().push(workload.clone());
+        }
+        for key in workload.services.keys().filter(|key| self.by_key.contains_key(key)) {
+            self.endpoints.entry(key.clone()).or_default().push(Endpoint { workload: workload.clone() });
+        }
+        if let Some(gateway) = &workload.network_gateway {
+            let gateways = self.gateways.entry(workload.network.clone()).or_default();
+            if !gateways.contains(gateway) {
+                gateways.push(gateway.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Conflict {
+    fn of(field: &'static str, item: Option<usize>, message: String) -> Self {
+        Self { list: "", index: 0, field, item, message }
+    }
+
+    fn at(self, list: &'static str, index: usize) -> Self {
+        Self { list, index, ..self }
     }
 }
 

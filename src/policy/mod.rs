@@ -136,12 +136,16 @@ impl Policy {
 /// Decides on a connection, over the policies that hold for its destination.
 ///
 /// The policies may come in any order. Of several that match, the verdict names the first.
-pub fn authorize<'a>(policies: impl IntoIterator<Item = &'a Policy>, conn: &ConnectionInfo<'_>) -> Verdict {
+pub fn authorize<P>(policies: impl IntoIterator<Item = P>, conn: &ConnectionInfo<'_>) -> Verdict
+where
+    P: AsRef<Policy>,
+{
     let mut dry_run = Vec::new();
     let mut denied = None;
     let mut allowed = None;
     let mut has_allow = false;
     for policy in policies {
+        let policy = policy.as_ref();
         let matches = policy.matches(conn);
         if policy.dry_run {
             if matches {
@@ -149,25 +153,24 @@ pub fn authorize<'a>(policies: impl IntoIterator<Item = &'a Policy>, conn: &Conn
             }
             continue;
         }
+        has_allow |= policy.action == Action::Allow;
+        if !matches {
+            continue;
+        }
         match policy.action {
-            Action::Deny if matches => denied = denied.or(Some(policy)),
-            Action::Deny => {}
-            Action::Allow => {
-                has_allow = true;
-                if matches {
-                    allowed = allowed.or(Some(policy));
-                }
-            }
+            Action::Deny if policy.missing => denied = denied.or(Some(Decision::DeniedAsMissing(policy.name.clone()))),
+            Action::Deny => denied = denied.or(Some(Decision::DeniedBy(policy.name.clone()))),
+            Action::Allow => allowed = allowed.or(Some(Decision::AllowedBy(policy.name.clone()))),
         }
     }
-    let decision = match (denied, allowed) {
-        (Some(policy), _) if policy.missing => Decision::DeniedAsMissing(policy.name.clone()),
-        (Some(policy), _) => Decision::DeniedBy(policy.name.clone()),
-        (None, Some(policy)) => Decision::AllowedBy(policy.name.clone()),
-        (None, None) if has_allow => Decision::DeniedByDefault,
-        (None, None) => Decision::AllowedByDefault,
-    };
-    Verdict { decision, dry_run }
+    let default = if has_allow { Decision::DeniedByDefault } else { Decision::AllowedByDefault };
+    Verdict { decision: denied.or(allowed).unwrap_or(default), dry_run }
+}
+
+impl AsRef<Policy> for Policy {
+    fn as_ref(&self) -> &Policy {
+        self
+    }
 }
 
 impl Verdict {
