@@ -70,3 +70,68 @@ impl Balance for WeightedRandom {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn pick_many(balance: &WeightedRandom, weights: &[u32], times: usize) -> Vec<usize> {
+        let workload = Workload::new("uid", "name", "spiffe://td/ns/a/sa/b".parse().unwrap());
+        let candidates: Vec<_> = weights.iter().map(|w| Candidate::new(&workload, *w)).collect();
+        let mut counts = vec![0; weights.len()];
+        for _ in 0..times {
+            if let Some(index) = balance.pick(&candidates) {
+                counts[index] += 1;
+            }
+        }
+        counts
+    }
+
+    #[rstest]
+    #[case(&[1, 1, 1, 1])]
+    #[case(&[9, 1])]
+    #[case(&[1, 0, 3])]
+    #[case(&[u32::MAX, u32::MAX, u32::MAX])]
+    fn shares_follow_the_weights(#[case] weights: &[u32]) {
+        const TIMES: usize = 20_000;
+        let counts = pick_many(&WeightedRandom::with_seed(7), weights, TIMES);
+        let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+        for (count, weight) in counts.iter().zip(weights) {
+            let expected = TIMES as f64 * f64::from(*weight) / total;
+            // Five standard deviations of a binomial distribution.
+            let tolerance = 5.0 * (expected * (1.0 - f64::from(*weight) / total)).sqrt();
+            assert!((*count as f64 - expected).abs() <= tolerance, "{counts:?} for {weights:?}");
+        }
+    }
+
+    #[rstest]
+    #[case(&[])]
+    #[case(&[0])]
+    #[case(&[0, 0])]
+    fn nobody_is_chosen_when_nobody_has_weight(#[case] weights: &[u32]) {
+        assert_eq!(pick_many(&WeightedRandom::new(), weights, 10).iter().sum::<usize>(), 0);
+    }
+
+    #[test]
+    fn the_same_seed_makes_the_same_choices() {
+        let runs = [7, 7, 8].map(|seed| {
+            let balance = WeightedRandom::with_seed(seed);
+            (0..50).map(|_| pick_many(&balance, &[1, 1, 1], 1)).collect::<Vec<_>>()
+        });
+        assert_eq!(runs[0], runs[1]);
+        assert_ne!(runs[0], runs[2]);
+    }
+
+    proptest! {
+        #[test]
+        fn only_candidates_with_weight_are_chosen(weights in prop::collection::vec(0u32..4, 0..8), seed: u64) {
+            let counts = pick_many(&WeightedRandom::with_seed(seed), &weights, 20);
+            prop_assert!(counts.iter().zip(&weights).all(|(count, weight)| *count == 0 || *weight > 0));
+            let chosen = counts.iter().sum::<usize>();
+            prop_assert_eq!(chosen, if weights.iter().any(|w| *w > 0) { 20 } else { 0 });
+        }
+    }
+}

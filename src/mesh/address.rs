@@ -234,3 +234,52 @@ impl fmt::Display for AddressError {
 }
 
 impl std::error::Error for AddressError {}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("/10.88.0.2", "", "10.88.0.2")]
+    #[case("west/2001:db8::1", "west", "2001:db8::1")]
+    #[case("west/::ffff:10.0.0.1", "west", "10.0.0.1")]
+    fn network_addresses_may_have_an_empty_network(#[case] text: &str, #[case] network: &str, #[case] ip: &str) {
+        let address: NetworkAddress = text.parse().unwrap();
+        assert_eq!((address.network.as_str(), address.ip), (network, ip.parse().unwrap()));
+    }
+
+    #[rstest]
+    #[case("10.0.0.1")]
+    #[case("west/")]
+    #[case("west/10.0.0")]
+    #[case("west/10.0.0.1/32")]
+    fn other_network_addresses_are_refused(#[case] text: &str) {
+        assert_eq!(text.parse::<NetworkAddress>(), Err(AddressError::NotNetworkAddress));
+    }
+
+    #[test]
+    fn keys_are_equal_in_any_spelling_of_the_hostname() {
+        let key: NamespacedHostname = "shop/Cart.Shop.".parse().unwrap();
+        assert_eq!(key, "shop/cart.shop".parse().unwrap());
+        assert_eq!(key.to_string(), "shop/cart.shop");
+        assert_eq!("cart.shop".parse::<NamespacedHostname>(), Err(AddressError::NotNamespacedHostname));
+        assert!(matches!("shop/*.shop".parse::<NamespacedHostname>(), Err(AddressError::BadHostname(_))));
+        assert!(matches!("shop/10.0.0.1".parse::<NamespacedHostname>(), Err(AddressError::BadHostname(_))));
+    }
+
+    #[test]
+    fn a_gateway_without_a_port_has_15008() {
+        let at = GatewayDestination::Address("west/10.0.0.1".parse().unwrap());
+        assert_eq!(GatewayAddress::new(at.clone(), 0).hbone_mtls_port, 15008);
+        assert_eq!(GatewayAddress::new(at, 15009).hbone_mtls_port, 15009);
+    }
+
+    #[test]
+    fn a_target_port_of_0_is_not_known() {
+        let ports: Ports = [(80, 8080), (81, 0)].into_iter().collect();
+        assert_eq!((ports.target(80), ports.target(81), ports.target(82)), (Some(8080), None, None));
+        assert!(ports.contains(81));
+    }
+}

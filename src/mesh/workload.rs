@@ -187,3 +187,22 @@ impl fmt::Display for WorkloadType {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespace_and_account_are_those_of_the_identity() {
+        let workload = Workload::new("uid", "cart-1", "spiffe://td/ns/shop/sa/cart".parse().unwrap());
+        assert_eq!((workload.namespace(), workload.service_account()), ("shop", "cart"));
+        assert_eq!(workload.identity().to_string(), "spiffe://td/ns/shop/sa/cart");
+        assert_eq!(workload.to_string(), "shop/cart-1 (uid)");
+    }
+
+    #[test]
+    fn defaults_are_those_of_wds_and_plaintext_is_not_hbone() {
+        let workload = Workload::new("uid", "cart-1", "spiffe://td/ns/shop/sa/cart".parse().unwrap());
+        assert_eq!((workload.capacity, workload.status, workload.protocol), (1, Status::Healthy, Protocol::None));
+    }
+}

@@ -225,3 +225,158 @@ impl fmt::Display for CidrError {
 }
 
 impl std::error::Error for CidrError {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn exact(text: &str) -> StringMatch {
+        StringMatch::Exact(text.into())
+    }
+
+    fn matches(m: &Match, source_ip: Option<&str>, unknown: bool) -> bool {
+        let peer = "spiffe://td/ns/web/sa/front".parse().unwrap();
+        let destination = "10.0.0.1:80".parse().unwrap();
+        m.matches(
+            &ConnectionInfo { peer: &peer, source_ip: source_ip.map(|ip| ip.parse().unwrap()), destination },
+            unknown,
+        )
+    }
+
+    fn any_of<T>(value: T) -> Condition<T> {
+        Condition { any_of: vec![value], none_of: vec![] }
+    }
+
+    fn swap<T>(condition: Condition<T>) -> Condition<T> {
+        Condition { any_of: condition.none_of, none_of: condition.any_of }
+    }
+
+    fn principal(pattern: StringMatch) -> Match {
+        Match { principals: any_of(pattern), ..Match::default() }
+    }
+
+    fn namespace(name: &str) -> Match {
+        Match { namespaces: any_of(exact(name)), ..Match::default() }
+    }
+
+    fn source(range: &str) -> Match {
+        Match { source_ips: any_of(range.parse().unwrap()), ..Match::default() }
+    }
+
+    fn destination(range: &str) -> Match {
+        Match { destination_ips: any_of(range.parse().unwrap()), ..Match::default() }
+    }
+
+    fn port(port: u16) -> Match {
+        Match { destination_ports: any_of(port), ..Match::default() }
+    }
+
+    fn account(namespace: &str, service_account: &str) -> Match {
+        let account = ServiceAccountMatch { namespace: namespace.into(), service_account: service_account.into() };
+        Match { service_accounts: any_of(account), ..Match::default() }
+    }
+
+    #[rstest]
+    #[case(namespace("web"), true)]
+    #[case(namespace("we"), false)]
+    #[case(principal(exact("td/ns/web/sa/front")), true)]
+    #[case(principal(exact("spiffe://td/ns/web/sa/front")), true)]
+    #[case(principal(StringMatch::Prefix("td/".into())), true)]
+    #[case(principal(StringMatch::Prefix("spiffe://td/".into())), true)]
+    #[case(principal(StringMatch::Prefix("other/".into())), false)]
+    #[case(principal(StringMatch::Suffix("/sa/front".into())), true)]
+    #[case(principal(StringMatch::Presence), true)]
+    #[case(account("web", "front"), true)]
+    #[case(account("web", "back"), false)]
+    #[case(account("shop", "front"), false)]
+    #[case(source("10.9.0.0/16"), true)]
+    #[case(source("10.8.0.0/16"), false)]
+    #[case(destination("10.0.0.1"), true)]
+    #[case(destination("10.0.0.2"), false)]
+    #[case(port(80), true)]
+    #[case(port(15008), false)]
+    fn a_negative_condition_is_the_opposite_of_the_positive(#[case] positive: Match, #[case] expected: bool) {
+        assert_eq!(matches(&positive, Some("10.9.1.1"), false), expected);
+        let negative = Match {
+            namespaces: swap(positive.namespaces),
+            principals: swap(positive.principals),
+            service_accounts: swap(positive.service_accounts),
+            source_ips: swap(positive.source_ips),
+            destination_ips: swap(positive.destination_ips),
+            destination_ports: swap(positive.destination_ports),
+        };
+        assert_eq!(matches(&negative, Some("10.9.1.1"), false), !expected);
+    }
+
+    #[test]
+    fn an_unknown_source_address_counts_as_the_caller_says() {
+        let positive = source("10.0.0.0/8");
+        let negative = Match { source_ips: swap(positive.source_ips.clone()), ..Match::default() };
+        for unknown in [true, false] {
+            assert_eq!(matches(&positive, None, unknown), unknown);
+            assert_eq!(matches(&negative, None, unknown), unknown);
+        }
+    }
+
+    #[test]
+    fn all_conditions_of_a_match_have_to_hold() {
+        let web_at = |number| Match { destination_ports: any_of(number), ..namespace("web") };
+        assert!(matches(&web_at(80), None, false));
+        assert!(!matches(&web_at(81), None, false));
+        let contradiction = Condition { any_of: vec![exact("web")], none_of: vec![exact("web")] };
+        assert!(!matches(&Match { namespaces: contradiction, ..Match::default() }, None, false));
+    }
+
+    #[test]
+    fn emptiness_matches_everything_but_in_a_match() {
+        let peer = "spiffe://td/ns/web/sa/front".parse().unwrap();
+        let conn = ConnectionInfo { peer: &peer, source_ip: None, destination: "10.0.0.1:80".parse().unwrap() };
+        let with = |clauses| Rule { clauses }.matches(&conn, false);
+        let (web, shop) = (namespace("web"), namespace("shop"));
+        assert!(with(vec![]));
+        assert!(with(vec![Clause::default()]));
+        assert!(!with(vec![Clause { matches: vec![Match::default()] }]));
+        assert!(with(vec![Clause { matches: vec![Match::default(), shop.clone(), web.clone()] }]));
+        assert!(!with(vec![Clause { matches: vec![web] }, Clause { matches: vec![shop] }]));
+    }
+
+    #[rstest]
+    #[case("10.0.0.0/8", "10.255.0.1", true)]
+    #[case("10.0.0.0/8", "11.0.0.0", false)]
+    #[case("10.0.0.0/8", "::ffff:10.0.0.1", true)]
+    #[case("10.0.0.1", "10.0.0.1", true)]
+    #[case("10.0.0.1", "10.0.0.0", false)]
+    #[case("0.0.0.0/0", "1.2.3.4", true)]
+    #[case("0.0.0.0/0", "::1", false)]
+    #[case("::/0", "2001:db8::1", true)]
+    #[case("2001:db8::/32", "2001:db8:ffff::1", true)]
+    #[case("2001:db8::/32", "2001:db9::", false)]
+    #[case("2001:db8::1", "2001:db8::2", false)]
+    fn ranges_compare_as_many_bits_as_they_say(#[case] range: Cidr, #[case] ip: IpAddr, #[case] expected: bool) {
+        assert_eq!(range.contains(ip), expected);
+    }
+
+    #[rstest]
+    #[case("10.0.0.0/33")]
+    #[case("::/129")]
+    #[case("10.0.0.0/")]
+    #[case("10.0.0.0/+8")]
+    #[case("10.0.0/8")]
+    #[case("")]
+    fn invalid_ranges_are_refused(#[case] text: &str) {
+        assert_eq!(text.parse::<Cidr>(), Err(CidrError));
+    }
+
+    proptest! {
+        #[test]
+        fn a_range_contains_what_shares_its_first_bits(a: u32, b: u32, len in 0u8..=32) {
+            let range = Cidr::new(IpAddr::V4(a.into()), len).unwrap();
+            let shared = (a ^ b).leading_zeros() >= u32::from(len);
+            prop_assert_eq!(range.contains(IpAddr::V4(b.into())), shared);
+            prop_assert_eq!(range.to_string().parse(), Ok(range));
+        }
+    }
+}

@@ -237,3 +237,74 @@ impl fmt::Display for Decision {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Policy {
+        let mut policy = Policy::new(PolicyName::new("shop", name), Scope::Namespace, action);
+        policy.rules = rules;
+        policy
+    }
+
+    fn always() -> Vec<Rule> {
+        vec![Rule::default()]
+    }
+
+    fn port(port: u16) -> Vec<Rule> {
+        let destination_ports = Condition { any_of: vec![port], none_of: vec![] };
+        vec![Rule { clauses: vec![Clause { matches: vec![Match { destination_ports, ..Match::default() }] }] }]
+    }
+
+    fn decide(policies: &[Policy]) -> Verdict {
+        let peer = "spiffe://td/ns/web/sa/front".parse().unwrap();
+        let destination = "10.0.0.1:80".parse().unwrap();
+        authorize(policies, &ConnectionInfo { peer: &peer, source_ip: None, destination })
+    }
+
+    #[rstest]
+    #[case::nothing_holds(vec![], Decision::AllowedByDefault)]
+    #[case::deny_of_others(vec![policy("d", Action::Deny, port(81))], Decision::AllowedByDefault)]
+    #[case::deny(vec![policy("d", Action::Deny, port(80))], Decision::DeniedBy(PolicyName::new("shop", "d")))]
+    #[case::deny_beats_allow(
+        vec![policy("a", Action::Allow, always()), policy("d", Action::Deny, port(80))],
+        Decision::DeniedBy(PolicyName::new("shop", "d"))
+    )]
+    #[case::allow(
+        vec![policy("a", Action::Allow, port(81)), policy("b", Action::Allow, port(80))],
+        Decision::AllowedBy(PolicyName::new("shop", "b"))
+    )]
+    #[case::allow_of_others(vec![policy("a", Action::Allow, port(81))], Decision::DeniedByDefault)]
+    #[case::allow_nobody(vec![policy("a", Action::Allow, vec![])], Decision::DeniedByDefault)]
+    #[case::missing(
+        vec![policy("a", Action::Allow, always()), Policy::missing(PolicyName::new("shop", "m"))],
+        Decision::DeniedAsMissing(PolicyName::new("shop", "m"))
+    )]
+    fn the_order_is_deny_then_allow_then_default(#[case] policies: Vec<Policy>, #[case] decision: Decision) {
+        let allowed = matches!(decision, Decision::AllowedBy(_) | Decision::AllowedByDefault);
+        let verdict = decide(&policies);
+        assert_eq!(verdict.is_allowed(), allowed);
+        assert_eq!(verdict.decision, decision);
+    }
+
+    #[test]
+    fn a_dry_run_is_reported_and_decides_nothing() {
+        let mut deny = policy("d", Action::Deny, always());
+        let mut allow = policy("a", Action::Allow, port(81));
+        deny.dry_run = true;
+        allow.dry_run = true;
+        let verdict = decide(&[deny, allow]);
+        assert_eq!(verdict.decision, Decision::AllowedByDefault);
+        assert_eq!(verdict.dry_run, [(PolicyName::new("shop", "d"), Action::Deny)]);
+    }
+
+    #[test]
+    fn a_verdict_names_the_policy() {
+        let verdict = decide(&[policy("d", Action::Deny, always())]);
+        assert_eq!(verdict.policy().unwrap().to_string(), "shop/d");
+        assert_eq!(verdict.to_string(), "denied by policy shop/d");
+    }
+}

@@ -4,6 +4,8 @@
 mod node;
 mod policies;
 mod services;
+#[cfg(test)]
+mod tests;
 mod workloads;
 
 use std::net::IpAddr;
@@ -12,7 +14,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use self::node::{At, Fields};
-use super::address::{GatewayAddress, GatewayDestination, Network, NetworkAddress, Ports};
+use super::address::{GatewayAddress, GatewayDestination, NetworkAddress, Ports};
 use super::index::{Conflict, Snapshot};
 use crate::error::Error;
 
@@ -60,10 +62,10 @@ impl Snapshot {
     ///
     /// As [`Snapshot::load`].
     pub fn parse(name: &str, text: &str) -> Result<Self, Error> {
-        if text.trim().is_empty() {
+        let root = node::parse(name, text)?;
+        if root.at(name).is_null() {
             return Err(Error::invalid(format!("{name}:1: the file is empty")));
         }
-        let root = node::parse(name, text)?;
         let root = root.at(name).fields(&["workloads", "services", "policies"])?;
         let workloads = read_list(&root, "workloads", workloads::read)?;
         let services = read_list(&root, "services", services::read)?;
@@ -103,20 +105,11 @@ fn arc(text: &str) -> Arc<str> {
 }
 
 fn ip(at: &At<'_>) -> Result<IpAddr, Error> {
-    at.parse("an IP address")
+    at.parse::<IpAddr>("an IP address").map(|ip| ip.to_canonical())
 }
 
 fn network_address(at: &At<'_>) -> Result<NetworkAddress, Error> {
-    let text = at.text()?;
-    match text.split_once('/') {
-        Some((network, ip)) => match ip.parse() {
-            Ok(ip) => Ok(NetworkAddress::new(Network::new(network), ip)),
-            Err(_) => {
-                Err(at.error(format_args!("{text:?} is not of the form network/IP: {ip:?} is not an IP address")))
-            }
-        },
-        None => Err(at.parse::<NetworkAddress>("of the form network/IP").err().unwrap_or_else(|| at.error("invalid"))),
-    }
+    at.parse("of the form network/IP")
 }
 
 fn port(at: &At<'_>) -> Result<u16, Error> {

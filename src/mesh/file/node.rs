@@ -62,7 +62,10 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Node, Error> {
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let line = error.location().map_or(1, |l| l.line());
-        Error::invalid(format!("{file}:{line}: {error}"))
+        let text = error.to_string();
+        // The library repeats the place at the end.
+        let text = text.rsplit_once(" at line ").map_or(&*text, |(text, _)| text);
+        Error::invalid(format!("{file}:{line}: {text}"))
     })
 }
 
@@ -234,11 +237,12 @@ fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
+/// Whether two words are the same, whatever their case and with or without `-` and `_`.
 pub(super) fn same_word(a: &str, b: &str) -> bool {
-    let letters = |text: &'_ str| -> Vec<u8> {
-        text.bytes().filter(|b| !matches!(b, b'_' | b'-')).map(|b| b.to_ascii_lowercase()).collect()
-    };
-    a == b || letters(a) == letters(b)
+    fn letters(text: &str) -> impl Iterator<Item = u8> {
+        text.bytes().filter(|b| !matches!(b, b'_' | b'-')).map(|b| b.to_ascii_lowercase())
+    }
+    letters(a).eq(letters(b))
 }
 
 impl<'de> Deserialize<'de> for Node {
