@@ -11,8 +11,8 @@ use crate::authority::{Authority, AuthorityError};
 /// The HBONE port where none is given.
 pub(crate) const HBONE_PORT: u16 = 15008;
 
-/// The name of a network: inside of one all addresses are unique and reach each other. The empty name is valid, and is that
-/// of a mesh with one network.
+/// The name of a network: inside of one all addresses are unique and reach each other. The empty name is valid, and
+/// is that of a mesh with one network.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Network(Arc<str>);
 

@@ -14,6 +14,8 @@ use crate::policy::{Policy, PolicyName, Scope};
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot(Arc<Inner>);
 
+type NamespaceAndName = (Arc<str>, Arc<str>);
+
 #[derive(Debug, Default)]
 struct Inner {
     workloads: Vec<Arc<Workload>>,
@@ -22,7 +24,7 @@ struct Inner {
     by_uid: HashMap<Arc<str>, Arc<Workload>>,
     by_address: HashMap<NetworkAddress, Arc<Workload>>,
     /// `None` where several share the name.
-    by_name: HashMap<(Arc<str>, Arc<str>), Option<Arc<Workload>>>,
+    by_name: HashMap<NamespaceAndName, Option<Arc<Workload>>>,
     workloads_by_hostname: HashMap<Arc<str>, Vec<Arc<Workload>>>,
     by_key: HashMap<NamespacedHostname, Arc<Service>>,
     by_vip: HashMap<NetworkAddress, Arc<Service>>,
@@ -55,8 +57,8 @@ pub(super) struct Conflict {
 impl Snapshot {
     /// Checks and indexes what is known of a mesh.
     ///
-    /// A workload may be an endpoint of a service that is not there, and name a policy that is not there (which then denies
-    /// everybody): tables arrive in any order.
+    /// A workload may be an endpoint of a service that is not there, and name a policy that is not there (which then
+    /// denies everybody): tables arrive in any order.
     ///
     /// # Errors
     ///
@@ -166,8 +168,8 @@ impl Snapshot {
         self.0.gateways.get(network).map_or(&[], Vec::as_slice)
     }
 
-    /// The policies that hold for a workload, for [`authorize`](crate::policy::authorize): those of the mesh, those of the
-    /// workload's namespace and those that it names. For one that it names and that is not there stands a
+    /// The policies that hold for a workload, for [`authorize`](crate::policy::authorize): those of the mesh, those
+    /// of the workload's namespace and those that it names. For one that it names and that is not there stands a
     /// [`Policy::missing`], which denies everybody: a policy that has not arrived yet must not let anybody in.
     pub fn policies_for(&self, workload: &Workload) -> Vec<Arc<Policy>> {
         let mut found: Vec<Arc<Policy>> = Vec::new();

@@ -1,7 +1,7 @@
 //! What one cluster knows of the mesh, as an immutable value.
 //!
-//! A [`Snapshot`] holds workloads, services and policies under indices, and answers lookups. It comes from a control plane
-//! or, with feature `mesh-file`, from a file. A change of the mesh is a new snapshot.
+//! A [`Snapshot`] holds workloads, services and policies under indices, and answers lookups. It comes from a control
+//! plane or, with feature `mesh-file`, from a file. A change of the mesh is a new snapshot.
 
 mod address;
 #[cfg(feature = "mesh-file")]

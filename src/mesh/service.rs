@@ -33,8 +33,8 @@ pub struct Service {
 
 /// Whether other clusters may reach a service through the gateway.
 ///
-/// WDS has no such field: the control plane tells a gateway only of services that it may serve. So global is the default
-/// of a snapshot that comes from there.
+/// WDS has no such field: the control plane tells a gateway only of services that it may serve. So global is the
+/// default of a snapshot that comes from there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ServiceScope {

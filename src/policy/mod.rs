@@ -1,10 +1,11 @@
 //! Authorization by identity, address and port, as in ambient meshes (`istio.security.Authorization`, layer 4).
 //!
-//! Which policies hold for a workload is the mesh's to say ([`Snapshot::policies_for`](crate::mesh::Snapshot::policies_for));
-//! [`authorize`] decides over them. The order is ztunnel's: a DENY that matches decides; else, without any ALLOW policy,
-//! everybody is let in; else an ALLOW has to match. Two things differ from ztunnel, both towards denying. A policy that a
-//! workload names and that the mesh does not have denies, where ztunnel skips it. And a condition on a source address that
-//! is not known counts as met in a DENY policy and as not met in an ALLOW policy.
+//! Which policies hold for a workload is the mesh's to say
+//! ([`Snapshot::policies_for`](crate::mesh::Snapshot::policies_for)); [`authorize`] decides over them. The order is
+//! ztunnel's: a DENY that matches decides; else, without any ALLOW policy, everybody is let in; else an ALLOW has to
+//! match. Two things differ from ztunnel, both towards denying. A policy that a workload names and that the mesh does
+//! not have denies, where ztunnel skips it. And a condition on a source address that is not known counts as met in a
+//! DENY policy and as not met in an ALLOW policy.
 
 mod matching;
 

@@ -112,8 +112,8 @@ pub(super) fn prefer<T>(
     }
 }
 
-/// How many preferences hold before the first that does not. As in ztunnel, a leading NETWORK outranks all that follows,
-/// and without it the rest still counts, so that endpoints in other networks are told apart.
+/// How many preferences hold before the first that does not. As in ztunnel, a leading NETWORK outranks all that
+/// follows, and without it the rest still counts, so that endpoints in other networks are told apart.
 fn rank(preferences: &[LoadBalancingScope], has: impl Fn(&LoadBalancingScope) -> bool) -> usize {
     let leading = |scopes: &[LoadBalancingScope]| scopes.iter().take_while(|scope| has(scope)).count();
     match preferences {
@@ -123,8 +123,8 @@ fn rank(preferences: &[LoadBalancingScope], has: impl Fn(&LoadBalancingScope) ->
     }
 }
 
-/// Whether both have this in common. What is not known of either is not in common; network and cluster may have the empty
-/// name.
+/// Whether both have this in common. What is not known of either is not in common; network and cluster may have the
+/// empty name.
 fn shares(scope: LoadBalancingScope, a: &Workload, b: &Workload) -> bool {
     let known = |a: &str, b: &str| !a.is_empty() && a == b;
     match scope {
@@ -152,7 +152,8 @@ pub(super) struct Gateway {
     pub(super) workload: Arc<Workload>,
 }
 
-/// The ways to the network that `remote` is in: through its own gateway, else through any that is known for the network.
+/// The ways to the network that `remote` is in: through its own gateway, else through any that is known for the
+/// network.
 pub(super) fn gateways(mesh: &Snapshot, remote: &Workload) -> Vec<Gateway> {
     let of_network = mesh.gateways(&remote.network);
     let addresses = remote.network_gateway.as_ref().map_or(of_network, std::slice::from_ref);

@@ -1,13 +1,13 @@
 //! Where a connection goes: decisions over a [`Snapshot`](crate::mesh::Snapshot), without I/O and without a clock.
 //!
 //! [`outbound`] decides for the client's side, [`inbound`] for the workload where a tunnel ends, [`gateway`] for an
-//! east-west gateway in between. All three decide as ztunnel and Istio's gateway do, except that what would be plaintext,
-//! or would skip a waypoint, is refused.
+//! east-west gateway in between. All three decide as ztunnel and Istio's gateway do, except that what would be
+//! plaintext, or would skip a waypoint, is refused.
 
 mod candidates;
 mod outbound;
 mod receive;
-#[cfg(all(test, feature = "mesh-file"))]
+#[cfg(test)]
 mod tests;
 
 use std::net::SocketAddr;

@@ -16,20 +16,20 @@ use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 
 /// Decides where a connection of `source` to `target` goes.
 ///
-/// A target is, in this order: the virtual address of a service in the source's network, the address of a workload there,
-/// the hostname of a service (one in the source's namespace before others), or that of a workload. An address in another
-/// network is never a target: networks may use the same addresses for different things.
+/// A target is, in this order: the virtual address of a service in the source's network, the address of a workload
+/// there, the hostname of a service (one in the source's namespace before others), or that of a workload. An address
+/// in another network is never a target: networks may use the same addresses for different things.
 ///
 /// Of a service, the endpoints to choose from are those that are healthy (unless its health policy is
-/// [`AllowAll`](crate::mesh::HealthPolicy::AllowAll)), have capacity, speak HBONE, have a target port for the port asked
-/// for, and can be reached: in the source's network by an address; in another by a gateway, if the service has subject
-/// alternative names, since only these say who may answer there. Its load balancing mode thins them out, then `balance`
-/// chooses.
+/// [`AllowAll`](crate::mesh::HealthPolicy::AllowAll)), have capacity, speak HBONE, have a target port for the port
+/// asked for, and can be reached: in the source's network by an address; in another by a gateway, if the service has
+/// subject alternative names, since only these say who may answer there. Its load balancing mode thins them out, then
+/// `balance` chooses.
 ///
-/// In the source's own network the path has one hop, to the workload's address, which may be shared, and the authority is
-/// the workload's address with the target port. To another network it has two: to the gateway, and through it to
-/// the service, both with the service's hostname and port as authority. The second is
-/// [`Reuse::Spread`] over the ready endpoints there.
+/// In the source's own network the path has one hop, to the workload's address, which may be shared, and the
+/// authority is the workload's address with the target port. To another network it has two: to the gateway, and
+/// through it to the service, both with the service's hostname and port as authority. The second is [`Reuse::Spread`]
+/// over the ready endpoints there.
 ///
 /// # Errors
 ///
@@ -72,9 +72,7 @@ impl Query<'_> {
             return self.workload(workload, ip, addr.port());
         }
         let elsewhere = |network| {
-            format!(
-                "it is an address in network {network}, and networks are not crossed by address; use the service's hostname"
-            )
+            format!("it is an address in network {network}, and no network is left by address; use the hostname")
         };
         let vip = self.mesh.services().flat_map(|s| &s.vips).find(|vip| vip.ip == ip).map(|vip| &vip.network);
         let pod = self.mesh.workloads().find(|w| !w.host_network && w.has_address(ip)).map(|w| &w.network);

@@ -12,15 +12,15 @@ use crate::refusal::{Refusal, RefusalReason};
 
 /// Decides where a tunnel that ends at `workload` leads: the address to connect to, and to ask policy about.
 ///
-/// An address has to be the workload's own. A hostname has to be that of a service that the workload is an endpoint of
-/// (one in its namespace before others); its port leads to the target port that the endpoint names, else to the one that
-/// the service names.
+/// An address has to be the workload's own. A hostname has to be that of a service that the workload is an endpoint
+/// of (one in its namespace before others); its port leads to the target port that the endpoint names, else to the
+/// one that the service names.
 ///
 /// # Errors
 ///
-/// The refusal to answer with: [`DestinationProhibited`](RefusalReason::DestinationProhibited) for an address that is not
-/// the workload's; [`DestinationNotFound`](RefusalReason::DestinationNotFound) for a service or port that it does not
-/// serve; [`LoopDetected`](RefusalReason::LoopDetected) for a port of the mesh's own proxies.
+/// The refusal to answer with: [`DestinationProhibited`](RefusalReason::DestinationProhibited) for an address that is
+/// not the workload's; [`DestinationNotFound`](RefusalReason::DestinationNotFound) for a service or port that it does
+/// not serve; [`LoopDetected`](RefusalReason::LoopDetected) for a port of the mesh's own proxies.
 pub fn inbound(mesh: &Snapshot, workload: &Workload, authority: &Authority) -> Result<SocketAddr, Refusal> {
     let destination = match authority {
         Authority::Ip(addr) if workload.has_address(addr.ip()) => {
@@ -58,17 +58,19 @@ pub fn inbound(mesh: &Snapshot, workload: &Workload, authority: &Authority) -> R
 
 /// Decides where a gateway of `network` forwards a tunnel to.
 ///
-/// Only hostnames are served, and of a service that is global, compared as a whole: a gateway that went by address would
-/// reach the wrong service where networks use the same addresses. The endpoints to choose from are those in `network` that
-/// are healthy (unless the service's health policy is [`AllowAll`](crate::mesh::HealthPolicy::AllowAll)), have capacity,
-/// an address and a target port, and speak HBONE. Locality does not matter here: the client has seen to it.
+/// Only hostnames are served, and of a service that is global, compared as a whole: a gateway that went by address
+/// would reach the wrong service where networks use the same addresses. The endpoints to choose from are those in
+/// `network` that are healthy (unless the service's health policy is
+/// [`AllowAll`](crate::mesh::HealthPolicy::AllowAll)), have capacity, an address and a target port, and speak HBONE.
+/// Locality does not matter here: the client has seen to it.
 ///
 /// # Errors
 ///
 /// The refusal to answer with: [`DestinationProhibited`](RefusalReason::DestinationProhibited) for an address;
-/// [`DestinationNotFound`](RefusalReason::DestinationNotFound) for a service that is not known or is local to this cluster
-/// and for a port that it does not have; [`DestinationUnavailable`](RefusalReason::DestinationUnavailable) when no endpoint
-/// can be used; [`Configuration`](RefusalReason::Configuration) for a service with a waypoint, which is not supported.
+/// [`DestinationNotFound`](RefusalReason::DestinationNotFound) for a service that is not known or is local to this
+/// cluster and for a port that it does not have; [`DestinationUnavailable`](RefusalReason::DestinationUnavailable)
+/// when no endpoint can be used; [`Configuration`](RefusalReason::Configuration) for a service with a waypoint, which
+/// is not supported.
 pub fn gateway(
     mesh: &Snapshot,
     network: &Network,

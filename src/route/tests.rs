@@ -1,9 +1,12 @@
 //! Decisions over meshes written as in a file.
 
+#![cfg(feature = "mesh-file")]
+
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use rstest::rstest;
 
 use super::{Backend, Route, gateway, inbound, outbound};
@@ -435,4 +438,34 @@ fn a_gateway_never_forwards_to_a_workload_outside_of_the_mesh() {
     let mesh = mesh("", &["network: east, workloadIps: [10.0.1.1], protocol: NONE"]);
     let result = through_gateway(&mesh, "east", "cart.shop:80", 1);
     refused(result, RefusalReason::DestinationUnavailable, 503, "plaintext is not sent");
+}
+
+proptest! {
+    #[test]
+    fn an_address_never_leads_out_of_the_sources_network(
+        placed in prop::collection::btree_map((0usize..3, 0u8..6), any::<bool>(), 0..12),
+        target in 0u8..6,
+    ) {
+        let names = ["east", "west", "north"];
+        let mut workloads = String::from(
+            "workloads:\n- {uid: client, name: client, namespace: x, network: east, workloadIps: [10.0.0.99], protocol: HBONE}\n",
+        );
+        let mut services = String::from("services:\n");
+        for ((network, ip), is_vip) in &placed {
+            let network = names[*network];
+            let of = if *is_vip { format!("services: {{x/{network}-{ip}: {{}}}}, workloadIps: [10.9.0.{ip}]") } else { format!("workloadIps: [10.0.0.{ip}]") };
+            workloads += &format!("- {{uid: {network}-{ip}, name: a, namespace: x, network: {network}, protocol: HBONE, {of}}}\n");
+            if *is_vip {
+                services += &format!("- {{name: a, namespace: x, hostname: {network}-{ip}, vips: [{network}/10.0.0.{ip}], ports: {{80: 80}}}}\n");
+            }
+        }
+        let mesh = Snapshot::parse("mesh.yaml", &(workloads + &services)).unwrap();
+        let route = route(&mesh, &format!("10.0.0.{target}:80"));
+        prop_assert_eq!(route.is_ok(), placed.contains_key(&(0, target)));
+        if let Ok(route) = route {
+            prop_assert_eq!(route.picked.network.as_str(), "east");
+            prop_assert_eq!(&*route.picked.uid, &format!("east-{target}"));
+            prop_assert_eq!(route.path.depth(), 1);
+        }
+    }
 }

@@ -21,12 +21,13 @@ use crate::error::Error;
 impl Snapshot {
     /// Reads a mesh from a YAML file with the lists `workloads`, `services` and `policies`.
     ///
-    /// The names are those of WDS (`istio.workload`, `istio.security`) in camel case, except for `workloadIps`, `protocol`
-    /// (`HBONE` or `NONE`) and `vips`; a network address is written `network/IP`. One field of a service is this crate's
-    /// own: `scope: LOCAL | GLOBAL`, since WDS has none ([`ServiceScope`](super::ServiceScope) says why).
+    /// The names are those of WDS (`istio.workload`, `istio.security`) in camel case, except for `workloadIps`,
+    /// `protocol` (`HBONE` or `NONE`) and `vips`; a network address is written `network/IP`. One field of a service
+    /// is this crate's own: `scope: LOCAL | GLOBAL`, since WDS has none ([`ServiceScope`](super::ServiceScope) says
+    /// why).
     ///
-    /// What WDS has and this crate does not use is skipped. Where skipping would change where a connection goes or who may
-    /// open it, it is an error, as is a name that is in no table.
+    /// What WDS has and this crate does not use is skipped. Where skipping would change where a connection goes or
+    /// who may open it, it is an error, as is a name that is in no table.
     ///
     /// ```
     /// # fn main() -> Result<(), hbone::Error> {
@@ -46,9 +47,9 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput), with file, line and field: when the file can't be read
-    /// or is empty (it may be on its way to being replaced), when it is not YAML, when a field is not known or its value
-    /// not valid, and where [`Snapshot::new`] fails.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput), with file, line and field: when the file can't be
+    /// read or is empty (it may be on its way to being replaced), when it is not YAML, when a field is not known or
+    /// its value not valid, and where [`Snapshot::new`] fails.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path)

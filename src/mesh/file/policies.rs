@@ -1,7 +1,8 @@
 //! The list `policies`.
 //!
 //! Rules are written as ztunnel reads them, lists of lists of matches, or with the names of `istio.security`:
-//! `{clauses: [{matches: [..]}]}`. A pattern is `{Exact: text}` or `!Exact text`; likewise `Prefix`, `Suffix`; and `Presence`.
+//! `{clauses: [{matches: [..]}]}`. A pattern is `{Exact: text}` or `!Exact text`; likewise `Prefix`, `Suffix`; and
+//! `Presence`.
 
 use super::node::{At, Fields, same_word};
 use super::{arc, port};
@@ -98,11 +99,11 @@ fn string_match(at: At<'_>) -> Result<StringMatch, Error> {
 }
 
 fn pattern(kind: &str, at: &At<'_>, what: &str) -> Result<StringMatch, Error> {
-    let kinds: [(&str, fn(std::sync::Arc<str>) -> StringMatch); 3] =
-        [("Exact", StringMatch::Exact), ("Prefix", StringMatch::Prefix), ("Suffix", StringMatch::Suffix)];
-    match kinds.iter().find(|(name, _)| same_word(name, kind)) {
-        Some((_, make)) => Ok(make(arc(at.text()?))),
-        None => Err(at.error(format_args!("{kind:?} is not {what}"))),
+    match kind {
+        _ if same_word(kind, "Exact") => Ok(StringMatch::Exact(arc(at.text()?))),
+        _ if same_word(kind, "Prefix") => Ok(StringMatch::Prefix(arc(at.text()?))),
+        _ if same_word(kind, "Suffix") => Ok(StringMatch::Suffix(arc(at.text()?))),
+        _ => Err(at.error(format_args!("{kind:?} is not {what}"))),
     }
 }
 

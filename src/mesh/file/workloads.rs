@@ -64,11 +64,10 @@ pub(super) fn read(at: At<'_>) -> Result<Workload, Error> {
     if let Some(addresses) = fields.either("workloadIps", "addresses")? {
         workload.addresses = addresses.list()?.map(|at| ip(&at)).collect::<Result<_, _>>()?;
     }
-    if let Some(hostname) = fields.get("hostname") {
-        if !hostname.text()?.is_empty() {
-            workload.hostname = Some(hostname.parse("a valid DNS name")?);
-        }
-    }
+    workload.hostname = match fields.text("hostname")? {
+        "" => None,
+        _ => Some(fields.require("hostname")?.parse("a valid DNS name")?),
+    };
     workload.network = Network::new(fields.text("network")?);
     if let Some(mode) = fields.get("networkMode") {
         workload.host_network = mode.one_of(&[("STANDARD", false), ("HOST_NETWORK", true)])?;
@@ -114,25 +113,21 @@ pub(super) fn read(at: At<'_>) -> Result<Workload, Error> {
     }
     workload.canonical_name = arc(fields.text("canonicalName")?);
     workload.canonical_revision = arc(fields.text("canonicalRevision")?);
-    if let Some(at) = fields.get("workloadType") {
-        if at.as_text() != Some("") {
-            workload.workload_type = at.one_of(&[
-                ("DEPLOYMENT", WorkloadType::Deployment),
-                ("CRONJOB", WorkloadType::CronJob),
-                ("POD", WorkloadType::Pod),
-                ("JOB", WorkloadType::Job),
-            ])?;
-        }
+    if let Some(at) = fields.get("workloadType").filter(|at| at.as_text() != Some("")) {
+        workload.workload_type = at.one_of(&[
+            ("DEPLOYMENT", WorkloadType::Deployment),
+            ("CRONJOB", WorkloadType::CronJob),
+            ("POD", WorkloadType::Pod),
+            ("JOB", WorkloadType::Job),
+        ])?;
     }
     workload.workload_name = arc(fields.text("workloadName")?);
     if let Some(tunnel) = fields.get("applicationTunnel") {
         let tunnel = tunnel.fields(&["protocol", "port"])?;
-        if let Some(at) = tunnel.get("protocol") {
-            if at.one_of(&[("NONE", false), ("PROXY", true)])? {
-                return Err(
-                    at.error("PROXY is not supported: the application would not get the header that it waits for")
-                );
-            }
+        if let Some(at) = tunnel.get("protocol")
+            && at.one_of(&[("NONE", false), ("PROXY", true)])?
+        {
+            return Err(at.error("PROXY is not supported: the application would not get the header that it waits for"));
         }
     }
     Ok(workload)
