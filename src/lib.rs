@@ -1,10 +1,14 @@
 //! HBONE tunnels, singly and nested.
 
+pub mod balance;
 pub mod client;
 pub mod drain;
 pub mod io;
+pub mod mesh;
 pub mod metadata;
 pub mod nested;
+pub mod policy;
+pub mod route;
 pub mod server;
 #[cfg(feature = "test-util")]
 pub mod testing;

@@ -2,6 +2,7 @@
 //! stream, and [`relay`] between two of them.
 
 mod plain;
+mod read_ahead;
 mod relay;
 
 use std::future::poll_fn;
@@ -9,10 +10,11 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use plain::Plain;
+pub use read_ahead::ReadAhead;
 pub use relay::{RelayEnd, RelayError, RelayOperation, RelayStats, relay};
 
 /// A reader that hands out what it has received as [`Bytes`], without copying.
@@ -45,7 +47,7 @@ pub trait BytesWrite: AsyncWrite {
 /// # Errors
 ///
 /// As [`BytesRead::poll_read_bytes`].
-pub async fn read_bytes<R: BytesRead + Unpin>(reader: &mut R) -> io::Result<Bytes> {
+pub async fn read_bytes<R: BytesRead + Unpin + ?Sized>(reader: &mut R) -> io::Result<Bytes> {
     poll_fn(|cx| Pin::new(&mut *reader).poll_read_bytes(cx)).await
 }
 
@@ -54,9 +56,48 @@ pub async fn read_bytes<R: BytesRead + Unpin>(reader: &mut R) -> io::Result<Byte
 /// # Errors
 ///
 /// As [`BytesWrite::poll_write_bytes`].
-pub async fn write_bytes<W: BytesWrite + Unpin>(writer: &mut W, mut data: Bytes) -> io::Result<()> {
+pub async fn write_bytes<W: BytesWrite + Unpin + ?Sized>(writer: &mut W, mut data: Bytes) -> io::Result<()> {
     while !data.is_empty() {
         poll_fn(|cx| Pin::new(&mut *writer).poll_write_bytes(cx, &mut data)).await?;
     }
     Ok(())
+}
+
+/// Read buffers by the number of bytes read so far: small talk needs little, bulk is fastest with few large reads.
+const BUFFERS: [(u64, usize); 4] = [(0, 2 << 10), (8 << 10, 16 << 10), (128 << 10, 64 << 10), (1 << 20, 128 << 10)];
+
+fn buffer_size(read: u64) -> usize {
+    BUFFERS.iter().rev().find(|(from, _)| read >= *from).map_or(BUFFERS[0].1, |(_, size)| *size)
+}
+
+/// When to give an empty read buffer back: at the second vain look in a row. A busy stream is often drained for a moment,
+/// and an allocation of this size costs more than a read; an idle one is looked at again by its keepalive at the latest.
+#[derive(Debug, Default)]
+struct Spare {
+    vain: bool,
+}
+
+impl Spare {
+    fn used(&mut self) {
+        self.vain = false;
+    }
+
+    fn unused(&mut self, buffer: &mut BytesMut) {
+        if std::mem::replace(&mut self.vain, true) {
+            *buffer = BytesMut::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_grow_with_the_traffic() {
+        assert_eq!(buffer_size(0), 2 << 10);
+        assert_eq!(buffer_size(8 << 10), 16 << 10);
+        assert_eq!(buffer_size(1 << 19), 64 << 10);
+        assert_eq!(buffer_size(u64::MAX), 128 << 10);
+    }
 }

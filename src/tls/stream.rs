@@ -14,6 +14,10 @@ use super::verify::{IdentityError, spiffe_id};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 
+/// What is encrypted and handed to the byte stream below in one piece: a whole HTTP/2 frame with its header. rustls' own
+/// limit of 64 KiB would cut the tail off a frame of 64 KiB and send it in a write of its own.
+const WRITE_BUFFER: usize = 256 << 10;
+
 /// A byte stream inside TLS 1.3 with ALPN `h2`, whose peer has proved its identity.
 ///
 /// Shutting it down sends `close_notify`. Dropping it does not, and its peer then sees an unexpected end.
@@ -24,7 +28,11 @@ pub struct TlsStream<IO> {
 
 impl<IO> TlsStream<IO> {
     /// Checks what TLS itself leaves open: that ALPN was used, and who the peer is.
-    pub(super) fn new(inner: tokio_rustls::TlsStream<IO>) -> Result<Self> {
+    pub(super) fn new(mut inner: tokio_rustls::TlsStream<IO>) -> Result<Self> {
+        match &mut inner {
+            tokio_rustls::TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER)),
+            tokio_rustls::TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER)),
+        }
         let (_, session) = inner.get_ref();
         if session.alpn_protocol() != Some(ALPN_H2) {
             return Err(failed(ErrorKind::Protocol, Side::Remote).with_source("the peer did not agree to ALPN h2"));

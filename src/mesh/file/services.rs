@@ -1,0 +1,91 @@
+//! The list `services`.
+
+use super::node::At;
+use super::{gateway_address, network_address, ports};
+use crate::error::Error;
+use crate::identity::SpiffeId;
+use crate::mesh::{
+    HealthPolicy, LoadBalancing, LoadBalancingMode, LoadBalancingScope, NamespacedHostname, Service, ServiceScope,
+};
+
+pub(super) const KNOWN: &[&str] = &[
+    "name",
+    "namespace",
+    "hostname",
+    "vips",
+    "addresses",
+    "ports",
+    "subjectAltNames",
+    "loadBalancing",
+    "loadBalancer",
+    "waypoint",
+    "weightedWaypoints",
+    "scope",
+    "ipFamilies",
+    "canonical",
+    "ingressUseWaypoint",
+    "visibility",
+    "extensions",
+];
+
+pub(super) fn read(at: At<'_>) -> Result<Service, Error> {
+    let fields = at.fields(KNOWN)?;
+    let name = fields.require_text("name")?;
+    let namespace = fields.require_text("namespace")?;
+    let hostname = fields.require("hostname")?.parse("a valid DNS name")?;
+    let mut service = Service::new(name, NamespacedHostname::new(namespace, hostname));
+    if let Some(vips) = fields.either("vips", "addresses")? {
+        service.vips = vips.list()?.map(|at| network_address(&at)).collect::<Result<_, _>>()?;
+    }
+    if let Some(at) = fields.get("ports") {
+        service.ports = ports(&at)?;
+    }
+    let sans = fields.list("subjectAltNames")?;
+    service.subject_alt_names =
+        sans.iter().map(|at| at.text()?.parse::<SpiffeId>().map_err(|e| at.error(e))).collect::<Result<_, _>>()?;
+    if let Some(at) = fields.either("loadBalancing", "loadBalancer")? {
+        service.load_balancing = load_balancing(at)?;
+    }
+    service.waypoint = fields.get("waypoint").map(gateway_address).transpose()?;
+    for at in fields.list("weightedWaypoints")? {
+        let weighted = at.fields(&["destination", "weight"])?;
+        let waypoint = gateway_address(weighted.require("destination")?)?;
+        service.waypoint.get_or_insert(waypoint);
+    }
+    if let Some(at) = fields.get("scope") {
+        service.scope = at.one_of(&[("LOCAL", ServiceScope::Local), ("GLOBAL", ServiceScope::Global)])?;
+    }
+    Ok(service)
+}
+
+fn load_balancing(at: At<'_>) -> Result<LoadBalancing, Error> {
+    let fields = at.fields(&["mode", "routingPreference", "routingPreferences", "healthPolicy"])?;
+    let mut result = LoadBalancing::default();
+    if let Some(at) = fields.get("mode") {
+        result.mode = at.one_of(&[
+            ("STANDARD", LoadBalancingMode::Standard),
+            ("STRICT", LoadBalancingMode::Strict),
+            ("FAILOVER", LoadBalancingMode::Failover),
+            ("PASSTHROUGH", LoadBalancingMode::Passthrough),
+            ("UNSPECIFIED", LoadBalancingMode::Standard),
+            ("UNSPECIFIED_MODE", LoadBalancingMode::Standard),
+        ])?;
+    }
+    if let Some(at) = fields.either("routingPreference", "routingPreferences")? {
+        for at in at.list()? {
+            result.preferences.push(at.one_of(&[
+                ("REGION", LoadBalancingScope::Region),
+                ("ZONE", LoadBalancingScope::Zone),
+                ("SUBZONE", LoadBalancingScope::Subzone),
+                ("NODE", LoadBalancingScope::Node),
+                ("CLUSTER", LoadBalancingScope::Cluster),
+                ("NETWORK", LoadBalancingScope::Network),
+            ])?);
+        }
+    }
+    if let Some(at) = fields.get("healthPolicy") {
+        result.health_policy =
+            at.one_of(&[("ONLY_HEALTHY", HealthPolicy::OnlyHealthy), ("ALLOW_ALL", HealthPolicy::AllowAll)])?;
+    }
+    Ok(result)
+}

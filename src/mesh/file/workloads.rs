@@ -1,0 +1,134 @@
+//! The list `workloads`.
+
+use super::node::At;
+use super::{arc, gateway_address, ip, ports};
+use crate::error::Error;
+use crate::identity::{SpiffeId, TrustDomain};
+use crate::mesh::{Locality, NamespacedHostname, Network, Protocol, Status, Workload, WorkloadType};
+
+pub(super) const KNOWN: &[&str] = &[
+    "uid",
+    "name",
+    "namespace",
+    "workloadIps",
+    "addresses",
+    "hostname",
+    "network",
+    "networkMode",
+    "protocol",
+    "tunnelProtocol",
+    "trustDomain",
+    "serviceAccount",
+    "node",
+    "clusterId",
+    "locality",
+    "services",
+    "networkGateway",
+    "waypoint",
+    "authorizationPolicies",
+    "status",
+    "capacity",
+    "canonicalName",
+    "canonicalRevision",
+    "workloadType",
+    "workloadName",
+    "applicationTunnel",
+    "nativeTunnel",
+    "extensions",
+];
+
+pub(super) fn read(at: At<'_>) -> Result<Workload, Error> {
+    let fields = at.fields(KNOWN)?;
+    let uid = fields.require_text("uid")?;
+    let name = fields.require_text("name")?;
+    let namespace = fields.require_text("namespace")?;
+
+    let trust_domain = match fields.text("trustDomain")? {
+        "" => "cluster.local",
+        text => text,
+    };
+    let trust_domain: TrustDomain = trust_domain.parse().map_err(|e| match fields.get("trustDomain") {
+        Some(at) => at.error(e),
+        None => Error::invalid("the default trust domain").with_source(e),
+    })?;
+    let service_account = match fields.text("serviceAccount")? {
+        "" => "default",
+        text => text,
+    };
+    let identity = SpiffeId::new(trust_domain, namespace, service_account).map_err(|e| {
+        let text = format!("{namespace:?} and service account {service_account:?} make no SPIFFE ID: {e}");
+        fields.get("namespace").map_or_else(|| Error::invalid(text.clone()), |at| at.error(&text))
+    })?;
+
+    let mut workload = Workload::new(uid, name, identity);
+    if let Some(addresses) = fields.either("workloadIps", "addresses")? {
+        workload.addresses = addresses.list()?.map(|at| ip(&at)).collect::<Result<_, _>>()?;
+    }
+    workload.hostname = match fields.text("hostname")? {
+        "" => None,
+        _ => Some(fields.require("hostname")?.parse("a valid DNS name")?),
+    };
+    workload.network = Network::new(fields.text("network")?);
+    if let Some(mode) = fields.get("networkMode") {
+        workload.host_network = mode.one_of(&[("STANDARD", false), ("HOST_NETWORK", true)])?;
+    }
+    if let Some(at) = fields.either("protocol", "tunnelProtocol")? {
+        // ztunnel's file form says TCP where WDS says NONE.
+        let words = [("HBONE", Some(Protocol::Hbone)), ("NONE", Some(Protocol::None)), ("TCP", Some(Protocol::None))];
+        let legacy = [("LEGACY_ISTIO_MTLS", None)];
+        workload.protocol = match at.one_of(&legacy).or_else(|_| at.one_of(&words))? {
+            Some(protocol) => protocol,
+            None => return Err(at.error("LEGACY_ISTIO_MTLS is not supported; use HBONE or NONE")),
+        };
+    }
+    workload.node = arc(fields.text("node")?);
+    workload.cluster = arc(fields.text("clusterId")?);
+    if let Some(locality) = fields.get("locality") {
+        let locality = locality.fields(&["region", "zone", "subzone"])?;
+        workload.locality = Locality {
+            region: arc(locality.text("region")?),
+            zone: arc(locality.text("zone")?),
+            subzone: arc(locality.text("subzone")?),
+        };
+    }
+    if let Some(services) = fields.get("services") {
+        for (key, at) in services.entries()? {
+            let service: NamespacedHostname =
+                key.parse().map_err(|e| at.error(format_args!("the key {key:?} is {e}")))?;
+            if workload.services.insert(service, ports(&at)?).is_some() {
+                return Err(at.error("stands here twice"));
+            }
+        }
+    }
+    workload.network_gateway = fields.get("networkGateway").map(gateway_address).transpose()?;
+    workload.waypoint = fields.get("waypoint").map(gateway_address).transpose()?;
+    for at in fields.list("authorizationPolicies")? {
+        workload.authorization_policies.push(at.parse("of the form namespace/name")?);
+    }
+    if let Some(at) = fields.get("status") {
+        workload.status = at.one_of(&[("HEALTHY", Status::Healthy), ("UNHEALTHY", Status::Unhealthy)])?;
+    }
+    if let Some(at) = fields.get("capacity") {
+        workload.capacity = at.number(u32::MAX)?;
+    }
+    workload.canonical_name = arc(fields.text("canonicalName")?);
+    workload.canonical_revision = arc(fields.text("canonicalRevision")?);
+    if let Some(at) = fields.get("workloadType").filter(|at| at.as_text() != Some("")) {
+        workload.workload_type = at.one_of(&[
+            ("DEPLOYMENT", WorkloadType::Deployment),
+            ("CRONJOB", WorkloadType::CronJob),
+            ("POD", WorkloadType::Pod),
+            ("JOB", WorkloadType::Job),
+        ])?;
+    }
+    workload.workload_name = arc(fields.text("workloadName")?);
+    if let Some(tunnel) = fields.get("applicationTunnel") {
+        let tunnel = tunnel.fields(&["protocol", "port"])?;
+        if let Some(at) = tunnel.get("protocol")
+            && at.one_of(&[("NONE", false), ("PROXY", true)])?
+        {
+            return Err(at.error("PROXY is not supported: the application would not get the header that it waits for"));
+        }
+    }
+    Ok(workload)
+}

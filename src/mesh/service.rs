@@ -1,0 +1,134 @@
+//! Services: one name, behind which stand endpoints in one or more networks.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::address::{GatewayAddress, NamespacedHostname, NetworkAddress, Ports};
+use crate::identity::AcceptedIdentities;
+
+/// A name with ports, behind which stand workloads (`istio.workload.Service`).
+///
+/// [`Service::new`] gives one with the defaults below; set what differs. The same hostname in the same namespace is the
+/// same service in every cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Service {
+    /// Its name in its namespace.
+    pub name: Arc<str>,
+    /// Namespace and hostname, which are unique in a snapshot.
+    pub key: NamespacedHostname,
+    /// Its virtual addresses, each valid in one network only. Default: none.
+    pub vips: Vec<NetworkAddress>,
+    /// Its ports, each with the target port that holds where an endpoint does not name its own. Default: none.
+    pub ports: Ports,
+    /// Who may terminate its connections in other networks. Default: nobody, so that it can't be reached there.
+    pub subject_alt_names: AcceptedIdentities,
+    /// How an endpoint is chosen.
+    pub load_balancing: LoadBalancing,
+    /// The waypoint that connections to it have to pass. Default: none.
+    pub waypoint: Option<GatewayAddress>,
+    /// Whether other clusters may reach it. Default: [`ServiceScope::Global`].
+    pub scope: ServiceScope,
+}
+
+/// Whether other clusters may reach a service through the gateway.
+///
+/// WDS has no such field: the control plane tells a gateway only of services that it may serve. So global is the
+/// default of a snapshot that comes from there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ServiceScope {
+    /// Only inside of its own cluster.
+    Local,
+    /// From all clusters.
+    #[default]
+    Global,
+}
+
+/// How an endpoint of a service is chosen (`istio.workload.LoadBalancing`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadBalancing {
+    /// What the preferences mean. Default: [`LoadBalancingMode::Standard`].
+    pub mode: LoadBalancingMode,
+    /// What an endpoint should have in common with the client, the most important first. Default: nothing.
+    pub preferences: Vec<LoadBalancingScope>,
+    /// Whether endpoints have to be healthy. Default: [`HealthPolicy::OnlyHealthy`].
+    pub health_policy: HealthPolicy,
+}
+
+/// What the preferences of a [`LoadBalancing`] mean (`istio.workload.LoadBalancing.Mode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LoadBalancingMode {
+    /// Nothing: all endpoints are equal.
+    #[default]
+    Standard,
+    /// Only endpoints that meet all of them.
+    Strict,
+    /// The endpoints that meet the most of them.
+    Failover,
+    /// Connect to the address that the client asked for, which is not supported here.
+    Passthrough,
+}
+
+/// What an endpoint can have in common with a client (`istio.workload.LoadBalancing.Scope`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LoadBalancingScope {
+    /// The region.
+    Region,
+    /// The zone.
+    Zone,
+    /// The part of the zone.
+    Subzone,
+    /// The node.
+    Node,
+    /// The cluster.
+    Cluster,
+    /// The network.
+    Network,
+}
+
+/// Whether endpoints have to be healthy (`istio.workload.LoadBalancing.HealthPolicy`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum HealthPolicy {
+    /// Yes.
+    #[default]
+    OnlyHealthy,
+    /// No.
+    AllowAll,
+}
+
+impl Service {
+    /// A service with the defaults of its fields.
+    pub fn new(name: impl Into<Arc<str>>, key: NamespacedHostname) -> Self {
+        Self {
+            name: name.into(),
+            key,
+            vips: Vec::new(),
+            ports: Ports::default(),
+            subject_alt_names: AcceptedIdentities::default(),
+            load_balancing: LoadBalancing::default(),
+            waypoint: None,
+            scope: ServiceScope::default(),
+        }
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        &self.key.namespace
+    }
+
+    /// The hostname.
+    pub fn hostname(&self) -> &str {
+        self.key.hostname.as_str()
+    }
+}
+
+/// Namespace and hostname, for messages.
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.key.fmt(f)
+    }
+}

@@ -1,0 +1,208 @@
+//! Workloads: what runs somewhere, under an identity.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::address::{GatewayAddress, Hostname, NamespacedHostname, Network, Ports};
+use crate::identity::{SpiffeId, TrustDomain};
+use crate::policy::PolicyName;
+
+/// Something that runs: a pod, a machine outside, a gateway, or what stands for all endpoints that a service has in
+/// another network (`istio.workload.Workload`).
+///
+/// [`Workload::new`] gives one with the defaults below; set what differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Workload {
+    /// Its name in the mesh, unique in a snapshot: `cluster/group/kind/namespace/name`.
+    pub uid: Arc<str>,
+    /// Its name in its namespace.
+    pub name: Arc<str>,
+    identity: SpiffeId,
+    /// Its addresses in its network. None for what stands for the endpoints of another network. Default: none.
+    pub addresses: Vec<IpAddr>,
+    /// A name of its own. Default: none.
+    pub hostname: Option<Hostname>,
+    /// Its network. Default: the one with the empty name.
+    pub network: Network,
+    /// Whether it shares its node's addresses, so that they don't tell it apart. Default: false.
+    pub host_network: bool,
+    /// How it is reached. Default: [`Protocol::None`].
+    pub protocol: Protocol,
+    /// The node that it runs on. Default: empty, for not known.
+    pub node: Arc<str>,
+    /// The cluster that it is part of. Default: empty.
+    pub cluster: Arc<str>,
+    /// Where it runs. Default: not known.
+    pub locality: Locality,
+    /// The services that it is an endpoint of, each with its own target ports. Default: none.
+    pub services: BTreeMap<NamespacedHostname, Ports>,
+    /// The gateway through which other networks reach it. Default: none.
+    pub network_gateway: Option<GatewayAddress>,
+    /// The waypoint that connections to it have to pass. Default: none.
+    pub waypoint: Option<GatewayAddress>,
+    /// The policies that select it, besides those of its namespace and of the mesh. Default: none.
+    pub authorization_policies: Vec<PolicyName>,
+    /// Whether it is ready. Default: [`Status::Healthy`].
+    pub status: Status,
+    /// Its weight; of what stands for other endpoints, how many of them are ready. 0 gets no traffic. Default: 1.
+    pub capacity: u32,
+    /// The application that it belongs to, for telemetry. Default: empty.
+    pub canonical_name: Arc<str>,
+    /// The version of the application, for telemetry. Default: empty.
+    pub canonical_revision: Arc<str>,
+    /// What created it, for telemetry. Default: [`WorkloadType::Deployment`].
+    pub workload_type: WorkloadType,
+    /// The name of what created it, for telemetry. Default: empty.
+    pub workload_name: Arc<str>,
+}
+
+/// How a workload is reached (`istio.workload.TunnelProtocol`). The legacy protocol of sidecars is not supported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// It is not in the mesh. This crate does not connect to it, since that would be plaintext.
+    #[default]
+    None,
+    /// HBONE.
+    Hbone,
+}
+
+/// Whether a workload is ready (`istio.workload.WorkloadStatus`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Status {
+    /// Ready.
+    #[default]
+    Healthy,
+    /// Not ready.
+    Unhealthy,
+}
+
+/// What created a workload (`istio.workload.WorkloadType`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WorkloadType {
+    /// A deployment.
+    #[default]
+    Deployment,
+    /// A cron job.
+    CronJob,
+    /// Nothing: a pod of its own.
+    Pod,
+    /// A job.
+    Job,
+}
+
+/// Where a workload runs (`istio.workload.Locality`). An empty text is not known, and equals no other.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Locality {
+    /// The region.
+    pub region: Arc<str>,
+    /// The zone in the region.
+    pub zone: Arc<str>,
+    /// The part of the zone.
+    pub subzone: Arc<str>,
+}
+
+impl Workload {
+    /// A workload with the defaults of its fields. Its namespace, service account and trust domain are those of
+    /// `identity`.
+    pub fn new(uid: impl Into<Arc<str>>, name: impl Into<Arc<str>>, identity: SpiffeId) -> Self {
+        let empty = Arc::<str>::from("");
+        Self {
+            uid: uid.into(),
+            name: name.into(),
+            identity,
+            addresses: Vec::new(),
+            hostname: None,
+            network: Network::default(),
+            host_network: false,
+            protocol: Protocol::default(),
+            node: empty.clone(),
+            cluster: empty.clone(),
+            locality: Locality::default(),
+            services: BTreeMap::new(),
+            network_gateway: None,
+            waypoint: None,
+            authorization_policies: Vec::new(),
+            status: Status::default(),
+            capacity: 1,
+            canonical_name: empty.clone(),
+            canonical_revision: empty.clone(),
+            workload_type: WorkloadType::default(),
+            workload_name: empty,
+        }
+    }
+
+    /// The identity that its certificate has to prove.
+    pub fn identity(&self) -> &SpiffeId {
+        &self.identity
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        self.identity.namespace()
+    }
+
+    /// The service account.
+    pub fn service_account(&self) -> &str {
+        self.identity.service_account()
+    }
+
+    /// The trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        self.identity.trust_domain()
+    }
+
+    /// Whether it has this address. `::ffff:1.2.3.4` is `1.2.3.4`.
+    pub fn has_address(&self, ip: IpAddr) -> bool {
+        self.addresses.iter().any(|a| a.to_canonical() == ip.to_canonical())
+    }
+}
+
+impl Default for Locality {
+    fn default() -> Self {
+        let empty = Arc::<str>::from("");
+        Self { region: empty.clone(), zone: empty.clone(), subzone: empty }
+    }
+}
+
+/// Namespace, name and uid, for messages.
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} ({})", self.namespace(), self.name, self.uid)
+    }
+}
+
+impl fmt::Display for WorkloadType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deployment => "deployment",
+            Self::CronJob => "cronjob",
+            Self::Pod => "pod",
+            Self::Job => "job",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespace_and_account_are_those_of_the_identity() {
+        let workload = Workload::new("uid", "cart-1", "spiffe://td/ns/shop/sa/cart".parse().unwrap());
+        assert_eq!((workload.namespace(), workload.service_account()), ("shop", "cart"));
+        assert_eq!(workload.identity().to_string(), "spiffe://td/ns/shop/sa/cart");
+        assert_eq!(workload.to_string(), "shop/cart-1 (uid)");
+    }
+
+    #[test]
+    fn defaults_are_those_of_wds_and_plaintext_is_not_hbone() {
+        let workload = Workload::new("uid", "cart-1", "spiffe://td/ns/shop/sa/cart".parse().unwrap());
+        assert_eq!((workload.capacity, workload.status, workload.protocol), (1, Status::Healthy, Protocol::None));
+    }
+}

@@ -1,0 +1,311 @@
+//! Authorization by identity, address and port, as in ambient meshes (`istio.security.Authorization`, layer 4).
+//!
+//! Which policies hold for a workload is the mesh's to say
+//! ([`Snapshot::policies_for`](crate::mesh::Snapshot::policies_for)); [`authorize`] decides over them. The order is
+//! ztunnel's: a DENY that matches decides; else, without any ALLOW policy, everybody is let in; else an ALLOW has to
+//! match. Two things differ from ztunnel, both towards denying. A policy that a workload names and that the mesh does
+//! not have denies, where ztunnel skips it. And a condition on a source address that is not known counts as met in a
+//! DENY policy and as not met in an ALLOW policy.
+
+mod matching;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::sync::Arc;
+
+pub use self::matching::{Cidr, CidrError, Clause, Condition, Match, Rule, ServiceAccountMatch, StringMatch};
+use crate::identity::SpiffeId;
+
+/// The resource name of a policy, `namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyName {
+    /// The namespace; of a [`Scope::Global`] policy the mesh's root namespace.
+    pub namespace: Arc<str>,
+    /// The name inside of the namespace.
+    pub name: Arc<str>,
+}
+
+/// One policy: who may, or may not, connect to what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Policy {
+    /// Its name.
+    pub name: PolicyName,
+    /// For which workloads it holds.
+    pub scope: Scope,
+    /// What a match means.
+    pub action: Action,
+    /// The rules, one of which has to match. Without any the policy matches nobody: an ALLOW without rules denies all.
+    pub rules: Vec<Rule>,
+    /// Only report what the policy would match. Default: false.
+    pub dry_run: bool,
+    missing: bool,
+}
+
+/// For which workloads a [`Policy`] holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Scope {
+    /// All of the mesh.
+    Global,
+    /// All in the policy's namespace.
+    Namespace,
+    /// Those that name it.
+    WorkloadSelector,
+}
+
+/// What it means that a [`Policy`] matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Action {
+    /// The connection is let in, unless a DENY policy matches too.
+    Allow,
+    /// The connection is turned down.
+    Deny,
+}
+
+/// A connection to decide on.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionInfo<'a> {
+    /// The identity that the client proved.
+    pub peer: &'a SpiffeId,
+    /// Where the client's connection comes from; behind a gateway that is the gateway's address. `None` where it is not
+    /// known.
+    pub source_ip: Option<IpAddr>,
+    /// The workload's address and the port that the tunnel leads to, which is not the HBONE port.
+    pub destination: SocketAddr,
+}
+
+/// The outcome of [`authorize`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verdict {
+    /// What was decided, and by which policy.
+    pub decision: Decision,
+    /// The dry-run policies that match, for a report. They decided nothing.
+    pub dry_run: Vec<(PolicyName, Action)>,
+}
+
+/// What was decided, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Decision {
+    /// Let in: no ALLOW policy holds here and no DENY policy matches.
+    AllowedByDefault,
+    /// Let in by this policy.
+    AllowedBy(PolicyName),
+    /// Turned down by this policy.
+    DeniedBy(PolicyName),
+    /// Turned down, as the workload names this policy and the mesh does not have it.
+    DeniedAsMissing(PolicyName),
+    /// Turned down, as none of the ALLOW policies that hold here matches.
+    DeniedByDefault,
+}
+
+impl PolicyName {
+    /// Builds a name from its parts.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl Policy {
+    /// A policy without rules: an ALLOW of this kind denies all, a DENY does nothing.
+    pub fn new(name: PolicyName, scope: Scope, action: Action) -> Self {
+        Self { name, scope, action, rules: Vec::new(), dry_run: false, missing: false }
+    }
+
+    /// What stands in for a policy that a workload names and the mesh does not have: it denies everybody.
+    pub fn missing(name: PolicyName) -> Self {
+        let rules = vec![Rule::default()];
+        Self { name, scope: Scope::WorkloadSelector, action: Action::Deny, rules, dry_run: false, missing: true }
+    }
+
+    /// Whether this policy is a stand-in from [`Policy::missing`].
+    pub fn is_missing(&self) -> bool {
+        self.missing
+    }
+
+    /// Whether one of the rules matches. What can't be known counts against the peer.
+    pub fn matches(&self, conn: &ConnectionInfo<'_>) -> bool {
+        let unknown = self.action == Action::Deny;
+        self.rules.iter().any(|rule| rule.matches(conn, unknown))
+    }
+}
+
+/// Decides on a connection, over the policies that hold for its destination.
+///
+/// The policies may come in any order. Of several that match, the verdict names the first.
+pub fn authorize<P>(policies: impl IntoIterator<Item = P>, conn: &ConnectionInfo<'_>) -> Verdict
+where
+    P: AsRef<Policy>,
+{
+    let mut dry_run = Vec::new();
+    let mut denied = None;
+    let mut allowed = None;
+    let mut has_allow = false;
+    for policy in policies {
+        let policy = policy.as_ref();
+        let matches = policy.matches(conn);
+        if policy.dry_run {
+            if matches {
+                dry_run.push((policy.name.clone(), policy.action));
+            }
+            continue;
+        }
+        has_allow |= policy.action == Action::Allow;
+        if !matches {
+            continue;
+        }
+        match policy.action {
+            Action::Deny if policy.missing => denied = denied.or(Some(Decision::DeniedAsMissing(policy.name.clone()))),
+            Action::Deny => denied = denied.or(Some(Decision::DeniedBy(policy.name.clone()))),
+            Action::Allow => allowed = allowed.or(Some(Decision::AllowedBy(policy.name.clone()))),
+        }
+    }
+    let default = if has_allow { Decision::DeniedByDefault } else { Decision::AllowedByDefault };
+    Verdict { decision: denied.or(allowed).unwrap_or(default), dry_run }
+}
+
+impl AsRef<Policy> for Policy {
+    fn as_ref(&self) -> &Policy {
+        self
+    }
+}
+
+impl Verdict {
+    /// Whether the connection is let in.
+    pub fn is_allowed(&self) -> bool {
+        matches!(self.decision, Decision::AllowedByDefault | Decision::AllowedBy(_))
+    }
+
+    /// The policy that decided, where it was one.
+    pub fn policy(&self) -> Option<&PolicyName> {
+        match &self.decision {
+            Decision::AllowedBy(name) | Decision::DeniedBy(name) | Decision::DeniedAsMissing(name) => Some(name),
+            Decision::AllowedByDefault | Decision::DeniedByDefault => None,
+        }
+    }
+}
+
+impl FromStr for PolicyName {
+    type Err = PolicyNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((namespace, name)) if !name.is_empty() && !name.contains('/') => Ok(Self::new(namespace, name)),
+            _ => Err(PolicyNameError),
+        }
+    }
+}
+
+/// The text is no [`PolicyName`]: not of the form `namespace/name`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct PolicyNameError;
+
+impl fmt::Display for PolicyNameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the policy's name is not of the form namespace/name")
+    }
+}
+
+impl std::error::Error for PolicyNameError {}
+
+impl fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.decision.fmt(f)
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AllowedByDefault => f.write_str("allowed, as no ALLOW policy holds here"),
+            Self::AllowedBy(name) => write!(f, "allowed by policy {name}"),
+            Self::DeniedBy(name) => write!(f, "denied by policy {name}"),
+            Self::DeniedAsMissing(name) => {
+                write!(f, "denied, as the workload names policy {name} and the mesh does not have it")
+            }
+            Self::DeniedByDefault => f.write_str("denied, as no ALLOW policy matches"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Policy {
+        let mut policy = Policy::new(PolicyName::new("shop", name), Scope::Namespace, action);
+        policy.rules = rules;
+        policy
+    }
+
+    fn always() -> Vec<Rule> {
+        vec![Rule::default()]
+    }
+
+    fn port(port: u16) -> Vec<Rule> {
+        let destination_ports = Condition { any_of: vec![port], none_of: vec![] };
+        vec![Rule { clauses: vec![Clause { matches: vec![Match { destination_ports, ..Match::default() }] }] }]
+    }
+
+    fn decide(policies: &[Policy]) -> Verdict {
+        let peer = "spiffe://td/ns/web/sa/front".parse().unwrap();
+        let destination = "10.0.0.1:80".parse().unwrap();
+        authorize(policies, &ConnectionInfo { peer: &peer, source_ip: None, destination })
+    }
+
+    #[rstest]
+    #[case::nothing_holds(vec![], Decision::AllowedByDefault)]
+    #[case::deny_of_others(vec![policy("d", Action::Deny, port(81))], Decision::AllowedByDefault)]
+    #[case::deny(vec![policy("d", Action::Deny, port(80))], Decision::DeniedBy(PolicyName::new("shop", "d")))]
+    #[case::deny_beats_allow(
+        vec![policy("a", Action::Allow, always()), policy("d", Action::Deny, port(80))],
+        Decision::DeniedBy(PolicyName::new("shop", "d"))
+    )]
+    #[case::allow(
+        vec![policy("a", Action::Allow, port(81)), policy("b", Action::Allow, port(80))],
+        Decision::AllowedBy(PolicyName::new("shop", "b"))
+    )]
+    #[case::allow_of_others(vec![policy("a", Action::Allow, port(81))], Decision::DeniedByDefault)]
+    #[case::allow_nobody(vec![policy("a", Action::Allow, vec![])], Decision::DeniedByDefault)]
+    #[case::missing(
+        vec![policy("a", Action::Allow, always()), Policy::missing(PolicyName::new("shop", "m"))],
+        Decision::DeniedAsMissing(PolicyName::new("shop", "m"))
+    )]
+    fn the_order_is_deny_then_allow_then_default(#[case] policies: Vec<Policy>, #[case] decision: Decision) {
+        let allowed = matches!(decision, Decision::AllowedBy(_) | Decision::AllowedByDefault);
+        let verdict = decide(&policies);
+        assert_eq!(verdict.is_allowed(), allowed);
+        assert_eq!(verdict.decision, decision);
+    }
+
+    #[test]
+    fn a_dry_run_is_reported_and_decides_nothing() {
+        let mut deny = policy("d", Action::Deny, always());
+        let mut allow = policy("a", Action::Allow, port(81));
+        deny.dry_run = true;
+        allow.dry_run = true;
+        let verdict = decide(&[deny, allow]);
+        assert_eq!(verdict.decision, Decision::AllowedByDefault);
+        assert_eq!(verdict.dry_run, [(PolicyName::new("shop", "d"), Action::Deny)]);
+    }
+
+    #[test]
+    fn a_verdict_names_the_policy() {
+        let verdict = decide(&[policy("d", Action::Deny, always())]);
+        assert_eq!(verdict.policy().unwrap().to_string(), "shop/d");
+        assert_eq!(verdict.to_string(), "denied by policy shop/d");
+    }
+}
