@@ -8,6 +8,8 @@ pub mod mesh;
 pub mod metadata;
 pub mod nested;
 pub mod policy;
+#[cfg(feature = "proxy")]
+pub mod proxy;
 pub mod route;
 pub mod server;
 #[cfg(feature = "test-util")]
