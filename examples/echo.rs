@@ -6,8 +6,8 @@ use std::sync::Arc;
 use hbone::metadata::Metadata;
 use hbone::testing::Ca;
 use hbone::tls::{Acceptor, Connector};
-use hbone::{Config, Reuse, SpiffeId, TrustDomains, TunnelledHop, client, nested, server};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use hbone::{Config, Reuse, SpiffeId, TrustDomains, TunnelStream, TunnelledHop, client, nested, server};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -39,21 +39,22 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(())
 }
 
-/// The gateway takes a tunnel, and bob, inside that tunnel, takes another and echoes what comes out of it.
-async fn answer(io: tokio::io::DuplexStream, [gateway, bob]: [Acceptor; 2]) -> hbone::Result<()> {
+/// The gateway takes tunnels, and bob answers inside them.
+async fn answer(io: DuplexStream, [gateway, bob]: [Acceptor; 2]) -> hbone::Result<()> {
     let mut outer = server::handshake(gateway.accept(io).await?).await?;
     while let Some(incoming) = outer.accept().await {
-        let (tunnel, bob) = (incoming?.accept(&Metadata::default())?, bob.clone());
+        tokio::spawn(echo(incoming?.accept(&Metadata::default())?, bob.clone()));
+    }
+    Ok(())
+}
+
+async fn echo(io: TunnelStream, bob: Acceptor) -> hbone::Result<()> {
+    let mut inner = server::handshake(bob.accept(io).await?).await?;
+    while let Some(incoming) = inner.accept().await {
+        let (mut from, mut to) = tokio::io::split(incoming?.accept(&Metadata::default())?);
         tokio::spawn(async move {
-            let mut inner = server::handshake(bob.accept(tunnel).await?).await?;
-            while let Some(incoming) = inner.accept().await {
-                let (mut from, mut to) = tokio::io::split(incoming?.accept(&Metadata::default())?);
-                tokio::spawn(async move {
-                    tokio::io::copy(&mut from, &mut to).await?;
-                    to.shutdown().await
-                });
-            }
-            hbone::Result::Ok(())
+            tokio::io::copy(&mut from, &mut to).await?;
+            to.shutdown().await
         });
     }
     Ok(())
