@@ -82,7 +82,9 @@ impl Shared {
     pub(crate) fn explain(&self, error: h2::Error, layer: Layer, doing: &'static str) -> Error {
         let side = if error.is_remote() { Side::Remote } else { Side::Local };
         let code = error.reason().map(u32::from).unwrap_or_default();
-        let explained = if error.is_go_away() {
+        let explained = if error.is_go_away() && error.is_library() && error.reason().is_some_and(is_violation) {
+            Error::new(ErrorKind::Protocol, Layer::Http2, Side::Remote, doing).with_source(error)
+        } else if error.is_go_away() {
             Error::new(ErrorKind::GoAway(code), Layer::Http2, side, doing)
         } else if error.is_reset() {
             Error::new(ErrorKind::Reset(code), layer, side, doing)
@@ -107,6 +109,18 @@ impl Shared {
     fn reads(&self) -> u64 {
         self.activity.load(Ordering::Relaxed)
     }
+}
+
+/// Whether a connection that this side gives up with `reason` is given up over what the peer sent.
+fn is_violation(reason: h2::Reason) -> bool {
+    matches!(
+        reason,
+        h2::Reason::PROTOCOL_ERROR
+            | h2::Reason::FLOW_CONTROL_ERROR
+            | h2::Reason::STREAM_CLOSED
+            | h2::Reason::FRAME_SIZE_ERROR
+            | h2::Reason::COMPRESSION_ERROR
+    )
 }
 
 /// The duties beside HTTP/2 itself: the peer's signs of life, and tunnels that wait for their end.
