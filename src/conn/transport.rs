@@ -54,6 +54,34 @@ impl<IO> Transport<IO> {
     }
 }
 
+impl<IO: AsyncRead + Unpin> Transport<IO> {
+    /// Notes why writing failed. A peer that rejects our certificate says so and closes: what is written after that fails
+    /// because nobody is there, and why is still to be read.
+    fn note_write<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if matches!(result, Poll::Ready(Err(_)))
+            && let Some(reason) = self.last_words(cx)
+        {
+            self.shared.fail(reason);
+        }
+        self.note(result)
+    }
+
+    /// The TLS alert at the end of what can be read now. HTTP/2 reads no more after a write that failed.
+    fn last_words(&mut self, cx: &mut Context<'_>) -> Option<Error> {
+        let mut left = MAX_DISCARD;
+        while left > 0 {
+            let mut scratch = [0; 4096];
+            let mut buf = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => left = left.saturating_sub(buf.filled().len()),
+                Poll::Ready(Err(e)) => return classify(&e),
+                Poll::Ready(Ok(())) | Poll::Pending => return None,
+            }
+        }
+        None
+    }
+}
+
 impl<IO: AsyncRead + Unpin> AsyncRead for Transport<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
@@ -68,7 +96,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Transport<IO> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.note(result)
+        self.note_write(cx, result)
     }
 
     fn poll_write_vectored(
@@ -77,7 +105,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.note(result)
+        self.note_write(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -86,7 +114,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.io).poll_flush(cx);
-        self.note(result)
+        self.note_write(cx, result)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
