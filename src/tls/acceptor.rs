@@ -5,16 +5,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustls::ServerConfig;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink};
 use tokio::time::timeout;
 
 use super::provider::provider;
-use super::stream::{current, handshake_error, timed_out, unusable};
+use super::stream::{classify, current, handshake_error, timed_out, unusable};
 use super::verify::ClientVerifier;
 use super::{ALPN_H2, CredentialSource, Credentials, TlsStream};
 use crate::config::Config;
 use crate::error::Result;
 use crate::identity::TrustDomains;
+
+/// What is read and thrown away at most from a client that was rejected.
+const MAX_DISCARD: u64 = 64 << 10;
 
 /// Opens TLS sessions as a server. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -34,12 +37,14 @@ struct Built {
 
 impl Acceptor {
     /// An acceptor that shows the certificate which `source` has at each handshake, and lets in workloads of the `trusted`
-    /// domains. Of `config` it uses the TLS timeout.
+    /// domains. Of `config` it uses the TLS and the linger timeout.
     pub fn new(source: Arc<dyn CredentialSource>, trusted: TrustDomains, config: Arc<Config>) -> Self {
         Self { source, trusted, config, built: Arc::default() }
     }
 
     /// Does the handshake over `io`. A client certificate is required.
+    ///
+    /// When the client is rejected, this returns once it has gone, or after the linger timeout, so that it learns why.
     ///
     /// Cancel safe in that nothing is leaked; `io` is gone then.
     ///
@@ -51,10 +56,17 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let handshake = tokio_rustls::TlsAcceptor::from(self.server_config()?).accept(io);
+        let handshake = tokio_rustls::TlsAcceptor::from(self.server_config()?).accept(io).into_fallible();
         match timeout(self.config.tls_timeout, handshake).await {
             Ok(Ok(stream)) => TlsStream::new(stream.into()),
-            Ok(Err(e)) => Err(handshake_error(e)),
+            Ok(Err((e, mut io))) => {
+                if classify(&e).is_some() {
+                    // The client sends its first requests together with the certificate that is rejected: closing with
+                    // them unread could destroy the alert.
+                    let _ = timeout(self.config.linger_timeout, end(&mut io)).await;
+                }
+                Err(handshake_error(e))
+            }
             Err(_) => Err(timed_out()),
         }
     }
@@ -80,4 +92,11 @@ impl Acceptor {
         *built = Some(Built { from: credentials, config: config.clone() });
         Ok(config)
     }
+}
+
+/// Ends this side of a byte stream, and waits for the other.
+async fn end<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO) -> std::io::Result<()> {
+    io.shutdown().await?;
+    copy(&mut io.take(MAX_DISCARD), &mut sink()).await?;
+    Ok(())
 }

@@ -7,11 +7,11 @@ use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::provider::provider;
-use super::stream::{current, handshake_error, timed_out, unusable};
+use super::stream::{classify, current, handshake_error, timed_out, unusable};
 use super::verify::ServerVerifier;
 use super::{ALPN_H2, CredentialSource, TlsStream};
 use crate::config::Config;
@@ -26,7 +26,7 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// A connector that shows the certificate which `source` has at each handshake. Of `config` it uses the TLS timeout.
+    /// A connector that shows the certificate which `source` has at each handshake. Of `config` it uses the TLS and the linger timeout.
     pub fn new(source: Arc<dyn CredentialSource>, config: Arc<Config>) -> Self {
         Self { source, config }
     }
@@ -47,10 +47,16 @@ impl Connector {
         let config = self.client_config(accept)?;
         // No SNI is sent; rustls still wants a name.
         let name = ServerName::from(Ipv4Addr::UNSPECIFIED);
-        let handshake = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, io);
+        let handshake = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, io).into_fallible();
         match timeout(self.config.tls_timeout, handshake).await {
             Ok(Ok(stream)) => TlsStream::new(stream.into()),
-            Ok(Err(e)) => Err(handshake_error(e)),
+            Ok(Err((e, mut io))) => {
+                if classify(&e).is_some() {
+                    // Dropping a tunnel would throw away the alert that tells the server why.
+                    let _ = timeout(self.config.linger_timeout, io.shutdown()).await;
+                }
+                Err(handshake_error(e))
+            }
             Err(_) => Err(timed_out()),
         }
     }
