@@ -85,7 +85,7 @@ impl Config {
     }
 
     /// The largest header list that is accepted, in the sense of RFC 9113, section 6.5.2. Default 16 KiB; a larger request
-    /// is answered with 431.
+    /// is answered with 431, and one of over four times this size costs the connection.
     pub fn with_max_header_list_size(mut self, bytes: u32) -> Self {
         self.max_header_list_size = bytes.max(1 << 10);
         self
