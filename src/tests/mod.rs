@@ -3,3 +3,10 @@
 mod bulk;
 mod ends;
 mod harness;
+
+mod bad_answers;
+mod bad_input;
+mod frames;
+mod handshakes;
+mod identity;
+mod peers;
