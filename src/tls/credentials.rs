@@ -70,7 +70,7 @@ impl Credentials {
         }
         let mut store = RootCertStore::empty();
         for root in roots {
-            store.add(root).map_err(|e| invalid("a trusted root is no valid certificate").with_source(e))?;
+            store.add(root).map_err(|e| with_cause(invalid("a trusted root is no valid certificate"), e))?;
         }
         let store = Arc::new(store);
         let identity = spiffe_id(&leaf).map_err(|e| invalid("the own certificate").with_source(e))?;
@@ -82,7 +82,7 @@ impl Credentials {
         key.keys_match().map_err(|e| {
             invalid(format!("the private key does not belong to the certificate of {identity}")).with_source(e)
         })?;
-        check_chain(&key.cert, &store).map_err(|e| invalid(format!("the certificate of {identity}")).with_source(e))?;
+        check_chain(&key.cert, &store).map_err(|e| with_cause(invalid(format!("the certificate of {identity}")), e))?;
         let client_verifier = WebPkiClientVerifier::builder_with_provider(store.clone(), provider)
             .build()
             .map_err(|e| invalid("the trusted roots").with_source(e))?;
@@ -166,6 +166,14 @@ impl std::error::Error for CauseOf {
 
 fn invalid(doing: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidCredentials, Layer::Config, Side::Local, doing)
+}
+
+/// rustls takes every certificate for a peer's, and says so.
+fn with_cause(error: Error, cause: rustls::Error) -> Error {
+    match cause {
+        rustls::Error::InvalidCertificate(cause) => error.with_source(cause.to_string()),
+        other => error.with_source(other),
+    }
 }
 
 /// Checks the own chain as a peer with the same roots would. A certificate for only one of the two roles is let pass.
