@@ -4,9 +4,13 @@ mod bulk;
 mod ends;
 mod harness;
 
+mod any_bytes;
 mod bad_answers;
 mod bad_input;
+mod credentials;
 mod frames;
 mod handshakes;
 mod identity;
+mod layering;
 mod peers;
+mod rust_source;

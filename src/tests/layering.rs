@@ -1,0 +1,214 @@
+//! The layer rule: a module imports only from its own layer and those before it. And who may touch sockets, clock and tasks.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::Path;
+
+use super::rust_source::{Import, code, imports, without_tests};
+
+/// The modules of each layer, in order. Those of later plans may be missing from the source.
+const LAYERS: &[&[&str]] = &[
+    &["error", "authority", "identity", "path", "refusal", "metadata", "mesh", "policy", "balance", "route", "config"],
+    &["io", "drain"],
+    &["tls"],
+    &["tunnel", "conn", "client", "server", "nested"],
+    &["pool"],
+    &["connector", "service", "proxy", "xds"],
+];
+
+/// Test helpers import up to this layer, and nobody imports them.
+const TESTING: &str = "testing";
+const TESTING_IMPORTS_UP_TO: usize = 3;
+
+const SOCKETS: &[&[&str]] = &[
+    &["tokio", "net"],
+    &["std", "net", "TcpStream"],
+    &["std", "net", "TcpListener"],
+    &["std", "net", "UdpSocket"],
+    &["socket2"],
+    &["std", "env"],
+    &["std", "time", "Instant"],
+];
+const SOCKETS_ALLOWED: &[&str] = &["proxy", "xds", TESTING];
+
+const TASKS: &[&[&str]] = &[&["tokio", "spawn"], &["tokio", "task"], &["tokio", "runtime"], &["std", "thread"]];
+const TASKS_ALLOWED: &[&str] = &["pool", "connector", "service", "proxy", "xds", TESTING];
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|modules| modules.contains(&module))
+}
+
+/// Source files by their path below `src`, such as `conn/mod.rs`.
+type Sources = BTreeMap<String, String>;
+
+fn sources() -> Sources {
+    fn walk(dir: &Path, prefix: &str, found: &mut Sources) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+            if entry.file_type().unwrap().is_dir() {
+                walk(&entry.path(), &format!("{name}/"), found);
+            } else if name.ends_with(".rs") {
+                found.insert(name, fs::read_to_string(entry.path()).unwrap());
+            }
+        }
+    }
+    let mut found = Sources::new();
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut found);
+    found
+}
+
+/// The modules that a file is in, from the crate down: `["conn", "keepalive"]` for `conn/keepalive.rs`.
+fn modules(file: &str) -> Vec<&str> {
+    let path = file.strip_suffix(".rs").unwrap();
+    path.strip_suffix("/mod").unwrap_or(path).split('/').collect()
+}
+
+#[derive(Debug, Default)]
+struct Report {
+    violations: Vec<String>,
+    /// How many imports inside the crate were looked at.
+    edges: usize,
+}
+
+fn check(sources: &Sources) -> Report {
+    let mut report = Report::default();
+    let reexports = reexports(sources.get("lib.rs").map_or("", String::as_str));
+    let mut parsed = Vec::new();
+    let mut test_files = HashSet::new();
+    for (file, text) in sources.iter().filter(|(file, _)| *file != "lib.rs" && modules(file)[0] != "tests") {
+        let (code, test_modules) = without_tests(&code(text));
+        for module in test_modules {
+            let dir = modules(file).join("/");
+            test_files.extend([format!("{dir}/{module}.rs"), format!("{dir}/{module}/mod.rs")]);
+        }
+        parsed.push((file, code));
+    }
+    for (file, code) in parsed.iter().filter(|(file, _)| !test_files.contains(*file)) {
+        let path = modules(file);
+        let module = path[0];
+        let own = match layer(module) {
+            Some(layer) => layer,
+            None if module == TESTING => TESTING_IMPORTS_UP_TO,
+            None => {
+                report.violations.push(format!("{file}: {module} is in no layer"));
+                continue;
+            }
+        };
+        for Import { line, path: import } in imports(code) {
+            for (banned, allowed) in [(SOCKETS, SOCKETS_ALLOWED), (TASKS, TASKS_ALLOWED)] {
+                let hit =
+                    banned.iter().any(|banned| import.len() >= banned.len() && import[..banned.len()] == **banned);
+                if hit && !allowed.contains(&module) {
+                    report.violations.push(format!("{file}:{line}: {module} uses {}", import.join("::")));
+                }
+            }
+            let Some(target) = target(&path, &import) else { continue };
+            let target = reexports.get(target).map_or(target, String::as_str);
+            report.edges += 1;
+            match layer(target) {
+                Some(theirs) if theirs <= own => {}
+                _ if target == module => {}
+                Some(theirs) => {
+                    report.violations.push(format!("{file}:{line}: {module} (L{own}) imports {target} (L{theirs})"));
+                }
+                None => report.violations.push(format!("{file}:{line}: {module} (L{own}) imports {target} (no layer)")),
+            }
+        }
+    }
+    report
+}
+
+/// The module or item at the top of this crate that an import reaches, if it reaches there.
+fn target<'a>(path: &[&str], import: &'a [String]) -> Option<&'a str> {
+    let supers = import.iter().take_while(|segment| *segment == "super").count();
+    if import[0] != "crate" && supers != path.len() {
+        return None;
+    }
+    import.get(supers.max(1)).map(String::as_str)
+}
+
+/// Where the items come from that `lib.rs` hands out itself.
+fn reexports(lib: &str) -> BTreeMap<String, String> {
+    let imports = imports(&code(lib)).into_iter().map(|import| import.path);
+    imports
+        .filter(|path| path.len() == 3 && path[0] == "crate")
+        .map(|path| (path[2].clone(), path[1].clone()))
+        .collect()
+}
+
+#[test]
+fn every_module_imports_only_from_its_layer_and_those_before_it() {
+    let sources = sources();
+    let report = check(&sources);
+    assert!(sources.len() > 60 && report.edges > 150, "{} files, {} edges", sources.len(), report.edges);
+    assert!(report.violations.is_empty(), "\n{}", report.violations.join("\n"));
+}
+
+#[test]
+fn violations_are_found_with_file_and_line_and_nothing_else_is() {
+    let lib = "mod error; pub use crate::tunnel::{TunnelStream, TunnelSend};";
+    let files = [
+        ("lib.rs", lib),
+        ("tls/mod.rs", "use crate::error::Error;\nuse crate::config::Config;\n\nuse crate::conn::Shared;"),
+        (
+            "error.rs",
+            "fn f(e: &crate::io::Plain) {}\n/// See [`crate::Client`] and crate::pool.\nconst S: &str = \"crate::pool\";",
+        ),
+        ("io/plain.rs", "use crate::{\n    error::Error,\n    drain::{self, Watch},\n    pool::Pool,\n};"),
+        ("path.rs", "use super::server::Server;\nuse crate::TunnelStream;"),
+        (
+            "route/mod.rs",
+            "use super::error;\nuse super::pool;\n#[cfg(test)]\nmod tests;\n#[cfg(test)]\nuse crate::pool::A;\n",
+        ),
+        ("route/tests.rs", "use crate::pool::Pool;"),
+        ("route/deep/x.rs", "use super::super::Y;\nuse super::super::super::client;\nuse crate::route::z;"),
+        (
+            "conn/mod.rs",
+            "use crate::tunnel::Slot;\nuse crate::tls::T;\nuse crate::testing::Ca;\nuse crate::unheard::Of;",
+        ),
+        (
+            "nested.rs",
+            "#[cfg(test)]\nmod tests {\n use crate::pool::P;\n fn f() { tokio::spawn(x()); }\n}\nuse crate::pool::Q;",
+        ),
+        ("stray.rs", "use crate::error::Error;"),
+        ("testing/mod.rs", "use crate::server::S;\nuse crate::proxy::P;\nuse tokio::net::TcpStream;"),
+        ("tests/any.rs", "use crate::proxy::P;\nfn f() { tokio::spawn(x()) }"),
+        (
+            "drain.rs",
+            "use tokio::{net::TcpStream, sync::watch};\nuse std::{env, time};\nfn f() { time::Instant::now(); env!(\"X\") }",
+        ),
+        (
+            "client/driver.rs",
+            "use tokio::spawn as go;\nuse tokio::task;\nfn f() { tokio::time::Instant::now();\n task::spawn_local(x) }",
+        ),
+        ("pool/driver.rs", "fn f() { tokio::spawn(x) }\nfn g() { std::env::var(\"A\") }"),
+        ("proxy/mod.rs", "use tokio::net::TcpStream;\nfn f() { tokio::spawn(x) }\nuse crate::pool::Pool;"),
+    ];
+    let sources = files.iter().map(|(file, text)| ((*file).to_owned(), (*text).to_owned())).collect();
+    let mut found = check(&sources).violations;
+    found.sort();
+    let mut expected = [
+        "tls/mod.rs:4: tls (L2) imports conn (L3)",
+        "error.rs:1: error (L0) imports io (L1)",
+        "io/plain.rs:4: io (L1) imports pool (L4)",
+        "path.rs:1: path (L0) imports server (L3)",
+        "path.rs:2: path (L0) imports tunnel (L3)",
+        "route/mod.rs:2: route (L0) imports pool (L4)",
+        "route/deep/x.rs:2: route (L0) imports client (L3)",
+        "conn/mod.rs:3: conn (L3) imports testing (no layer)",
+        "conn/mod.rs:4: conn (L3) imports unheard (no layer)",
+        "nested.rs:6: nested (L3) imports pool (L4)",
+        "stray.rs: stray is in no layer",
+        "testing/mod.rs:2: testing (L3) imports proxy (L5)",
+        "drain.rs:1: drain uses tokio::net::TcpStream",
+        "drain.rs:2: drain uses std::env",
+        "drain.rs:3: drain uses std::time::Instant::now",
+        "client/driver.rs:1: client uses tokio::spawn",
+        "client/driver.rs:2: client uses tokio::task",
+        "client/driver.rs:4: client uses tokio::task::spawn_local",
+        "pool/driver.rs:2: pool uses std::env::var",
+    ];
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+}
