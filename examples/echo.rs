@@ -1,4 +1,4 @@
-// A tunnel inside a tunnel, over an in-memory pipe: the shortest program that shows the whole of HBONE.
+//! A tunnel inside a tunnel, over an in-memory pipe: the shortest program that shows the whole of HBONE.
 
 use std::error::Error;
 use std::sync::Arc;
