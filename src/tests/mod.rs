@@ -2,4 +2,10 @@
 
 mod bulk;
 mod ends;
+mod flow;
+mod goaway;
 mod harness;
+mod limits;
+mod raw;
+mod silence;
+mod wire;
