@@ -1,16 +1,15 @@
-//! What a tunnel costs in throughput: bulk through a plain mutual-TLS session (depth 0), HBONE (depth 1) and nested HBONE
-//! (depth 2), over loopback TCP, side by side in one run.
+//! What a tunnel costs in throughput, over loopback TCP.
 //!
-//! Each depth runs on a runtime of its own with two threads. The rounds of the depths are interleaved, so that a noisy
-//! machine hits all of them alike, and the ratios of the medians are what to compare.
+//! 1. Bulk through a plain mutual-TLS session (depth 0), HBONE (depth 1) and nested HBONE (depth 2), side by side.
+//! 2. One busy tunnel alone, and beside eight tunnels of the same connection whose readers have stopped.
 //!
-//! `cargo bench --bench tunnel -- [--mib N] [--rounds N]`; with `--test` (as `cargo test --benches` passes it) it only shows
-//! that it runs.
+//! The rounds are interleaved, so that a noisy machine hits all alike; compare the ratios of the medians. Each measurement
+//! has a runtime of its own with two threads. `cargo bench --bench tunnel -- [--mib N] [--rounds N] [--only DEPTH]`; with
+//! `--test` it only shows that it runs.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use hbone::io::{BytesRead, BytesWrite, Plain, ReadAhead, read_bytes, write_bytes};
@@ -22,16 +21,25 @@ use hbone::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 /// What one write hands over, as a relay does once a connection is busy.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 128 << 10;
+/// The default window of a tunnel: a reader that has stopped lets this much through.
+const WINDOW: usize = 4 << 20;
+const STALLED: usize = 8;
 
 trait Stream: BytesRead + BytesWrite + Unpin + Send {}
 impl<T: BytesRead + BytesWrite + Unpin + Send> Stream for T {}
 
 type BoxStream = Box<dyn Stream>;
+
+/// A connection with some layers of HBONE, and the far ends of its tunnels as they are opened.
+enum Link {
+    Plain(Option<BoxStream>, mpsc::UnboundedReceiver<BoxStream>),
+    Hbone(client::Client, mpsc::UnboundedReceiver<BoxStream>),
+}
 
 #[derive(Clone)]
 struct Peers {
@@ -42,15 +50,23 @@ struct Peers {
     authority: Authority,
 }
 
+impl Link {
+    /// The two ends of a new tunnel; at depth 0 those of the session itself.
+    async fn open(&mut self, authority: &Authority) -> (BoxStream, BoxStream) {
+        let (near, far): (BoxStream, _) = match self {
+            Self::Plain(near, far) => (near.take().expect("one tunnel at depth 0"), far),
+            Self::Hbone(client, far) => {
+                (Box::new(client.connect(authority, &Metadata::default()).await.expect("a tunnel")), far)
+            }
+        };
+        (near, far.recv().await.expect("the far end"))
+    }
+}
+
 impl Peers {
     fn new() -> Self {
         let ca = Ca::new();
-        let config = Arc::new(
-            Config::new()
-                .with_max_frame_size(argument("--frame", 64 << 10) as u32)
-                .with_send_buffer(argument("--sendbuf", 512 << 10))
-                .with_stream_window(argument("--window", 4 << 20) as u32),
-        );
+        let config = Arc::new(Config::new());
         let id =
             |sa: &str| format!("spiffe://cluster.local/ns/bench/sa/{sa}").parse::<SpiffeId>().expect("an identity");
         let trusted = TrustDomains::new("cluster.local".parse().expect("a trust domain"));
@@ -63,11 +79,10 @@ impl Peers {
         }
     }
 
-    /// Two ends of a byte stream with `depth` layers of HBONE.
-    async fn connect(&self, depth: usize) -> (BoxStream, BoxStream) {
+    async fn link(&self, depth: usize) -> Link {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
-        let (sender, mut far) = mpsc::unbounded_channel();
+        let (sender, far) = mpsc::unbounded_channel();
         let peers = self.clone();
         tokio::spawn(async move {
             let (tcp, _) = listener.accept().await.expect("a connection");
@@ -79,34 +94,24 @@ impl Peers {
         });
         let tcp = TcpStream::connect(address).await.expect("a connection");
         tcp.set_nodelay(true).expect("no delay");
-        // As the proxies do; the plain session stays what tokio-rustls makes of it.
-        let near = match depth {
-            0 => self.dial(tcp, 0).await,
-            depth => self.dial(ReadAhead::new(tcp), depth).await,
-        };
-        (near, far.recv().await.expect("the far end"))
-    }
-
-    async fn dial<IO>(&self, tcp: IO, depth: usize) -> BoxStream
-    where
-        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
         let accept = AcceptedIdentities::from(self.server.clone());
-        let tls = self.connector.connect(tcp, &accept).await.expect("TLS");
         if depth == 0 {
-            return Box::new(Plain::new(tls));
+            let tls = self.connector.connect(tcp, &accept).await.expect("TLS");
+            return Link::Plain(Some(Box::new(Plain::new(tls))), far);
         }
+        // As the proxies do; the plain session stays what tokio-rustls makes of it.
+        let tls = self.connector.connect(ReadAhead::new(tcp), &accept).await.expect("TLS");
         let builder = client::Builder::new().config(self.config.clone());
         let (mut client, driver) = builder.handshake(tls).await.expect("HTTP/2");
         tokio::spawn(driver);
         for _ in 1..depth {
             let hop = TunnelledHop { authority: self.authority.clone(), accept: accept.clone(), reuse: Reuse::Shared };
-            let (inner, driver) =
-                nested::extend(&client, &hop, &self.connector, &Metadata::default()).await.expect("an inner hop");
+            let extended = nested::extend(&client, &hop, &self.connector, &Metadata::default()).await;
+            let (inner, driver) = extended.expect("an inner hop");
             tokio::spawn(driver);
             client = inner;
         }
-        Box::new(client.connect(&self.authority, &Metadata::default()).await.expect("a tunnel"))
+        Link::Hbone(client, far)
     }
 
     fn serve<IO>(
@@ -137,68 +142,107 @@ impl Peers {
         })
     }
 
-    /// Bytes per second of one bulk transfer; the time runs from the first write to the last read.
-    async fn bulk(&self, depth: usize, mib: usize) -> f64 {
-        let (mut near, mut far) = self.connect(depth).await;
-        let total = mib << 20;
-        let chunk = Bytes::from(vec![0x5a; CHUNK]);
-        let start = Instant::now();
-        let sending = tokio::spawn(async move {
-            for _ in 0..total / CHUNK {
-                write_bytes(&mut *near, chunk.clone()).await.expect("room");
-            }
-            near.shutdown().await.expect("an end");
-            near
-        });
-        let mut received = 0;
-        loop {
-            match read_bytes(&mut *far).await.expect("data").len() {
-                0 => break,
-                n => received += n,
-            }
+    /// MiB/s of one bulk transfer at `depth`, beside `stalled` tunnels of the same connection whose readers have stopped.
+    async fn bulk(self, depth: usize, stalled: usize, mib: usize) -> f64 {
+        let mut link = self.link(depth).await;
+        let mut held = Vec::new();
+        for _ in 0..stalled {
+            let (mut near, far) = link.open(&self.authority).await;
+            let (filled, full) = oneshot::channel();
+            let writer = tokio::spawn(async move {
+                let chunk = Bytes::from(vec![0x5a; CHUNK]);
+                for _ in 0..WINDOW / CHUNK {
+                    write_bytes(&mut *near, chunk.clone()).await.expect("room");
+                }
+                let _ = filled.send(());
+                // Waits until the end for room.
+                let _ = write_bytes(&mut *near, chunk).await;
+            });
+            full.await.expect("a full window");
+            held.push((far, writer));
         }
-        let took = start.elapsed();
-        assert_eq!(received, total / CHUNK * CHUNK);
-        drop(sending.await.expect("the sender"));
-        received as f64 / took.max(Duration::from_micros(1)).as_secs_f64()
+        let (near, far) = link.open(&self.authority).await;
+        let rate = transfer(near, far, mib << 20).await;
+        held.iter().for_each(|(_, writer)| writer.abort());
+        rate
     }
 }
 
-fn argument(name: &str, default: usize) -> usize {
-    let mut args = std::env::args().skip_while(|a| a != name).skip(1);
-    args.next().and_then(|v| v.parse().ok()).unwrap_or(default)
+/// MiB/s; the time runs from the first write to the last read.
+async fn transfer(mut near: BoxStream, mut far: BoxStream, total: usize) -> f64 {
+    let chunk = Bytes::from(vec![0x5a; CHUNK]);
+    let start = Instant::now();
+    let sending = tokio::spawn(async move {
+        for _ in 0..total / CHUNK {
+            write_bytes(&mut *near, chunk.clone()).await.expect("room");
+        }
+        near.shutdown().await.expect("an end");
+        near
+    });
+    let mut received = 0;
+    loop {
+        match read_bytes(&mut *far).await.expect("data").len() {
+            0 => break,
+            n => received += n,
+        }
+    }
+    let took = start.elapsed().as_secs_f64();
+    assert_eq!(received, total / CHUNK * CHUNK);
+    drop(sending.await.expect("the sender"));
+    received as f64 / f64::from(1 << 20) / took
+}
+
+struct Case {
+    name: &'static str,
+    depth: usize,
+    stalled: usize,
+    /// The case of the same table that the ratio is to.
+    to: usize,
+}
+
+fn table(title: &str, cases: &[Case], mib: usize, rounds: usize) {
+    let mut rates = vec![Vec::new(); cases.len()];
+    for _ in 0..rounds {
+        for (case, rates) in cases.iter().zip(&mut rates) {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+            // Spawned, since the thread that blocks is not one of the two.
+            let rate = runtime.spawn(Peers::new().bulk(case.depth, case.stalled, mib));
+            rates.push(runtime.block_on(rate).expect("a rate"));
+        }
+    }
+    rates.iter_mut().for_each(|rates| rates.sort_by(f64::total_cmp));
+    let median = |case: usize| rates[case][rounds / 2];
+    println!("\n{title}: {mib} MiB one way, median of {rounds} interleaved rounds");
+    println!("{:<44} {:>7} {:>7} {:>15}", "", "MiB/s", "ratio", "range");
+    for (i, case) in cases.iter().enumerate() {
+        let range = format!("{:.0} - {:.0}", rates[i][0], rates[i][rounds - 1]);
+        println!("{:<44} {:>7.0} {:>7.2} {range:>15}", case.name, median(i), median(i) / median(case.to));
+    }
+}
+
+fn argument(name: &str) -> Option<usize> {
+    std::env::args().skip_while(|a| a != name).nth(1).and_then(|v| v.parse().ok())
 }
 
 fn main() {
     let smoke = std::env::args().any(|a| a == "--test");
-    let (mib, rounds) = if smoke { (1, 1) } else { (argument("--mib", 512), argument("--rounds", 7)) };
-    const DEPTHS: [&str; 3] = ["0: tokio-rustls, mutual TLS", "1: HBONE", "2: nested HBONE"];
-    let mut rates = [const { Vec::new() }; DEPTHS.len()];
-    for _ in 0..rounds {
-        for (depth, rates) in rates.iter_mut().enumerate() {
-            if argument("--only", depth) != depth {
-                rates.push(1.0);
-                continue;
-            }
-            let runtime =
-                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-            // Spawned, since the thread that blocks is not one of the two.
-            let rate = runtime.spawn(async move { Peers::new().bulk(depth, mib).await });
-            rates.push(runtime.block_on(rate).expect("a rate"));
-        }
+    let mib = argument("--mib").unwrap_or(if smoke { 1 } else { 512 });
+    let rounds = argument("--rounds").unwrap_or(if smoke { 1 } else { 7 }).max(1);
+    let depths = [
+        Case { name: "depth 0: tokio-rustls, mutual TLS", depth: 0, stalled: 0, to: 0 },
+        Case { name: "depth 1: HBONE", depth: 1, stalled: 0, to: 0 },
+        Case { name: "depth 2: nested HBONE", depth: 2, stalled: 0, to: 0 },
+    ];
+    if let Some(case) = argument("--only").and_then(|depth| depths.get(depth)) {
+        return table("one depth", &[Case { to: 0, ..*case }], mib, rounds);
     }
-    println!("{mib} MiB one way over loopback TCP, median of {rounds} interleaved rounds");
-    println!("{:<30} {:>12} {:>10} {:>24}", "depth", "MiB/s", "ratio", "range MiB/s");
-    let mib_per_s = |rate: f64| rate / f64::from(1 << 20);
-    let medians: Vec<f64> = rates
-        .iter_mut()
-        .map(|rates| {
-            rates.sort_by(f64::total_cmp);
-            rates[rates.len() / 2]
-        })
-        .collect();
-    for ((name, rates), median) in DEPTHS.iter().zip(&rates).zip(&medians) {
-        let range = format!("{:.0} - {:.0}", mib_per_s(rates[0]), mib_per_s(rates[rates.len() - 1]));
-        println!("{name:<30} {:>12.0} {:>10.2} {range:>24}", mib_per_s(*median), median / medians[0]);
-    }
+    table("depth", &depths, mib, rounds);
+    let stalled = [
+        Case { name: "depth 1, alone", depth: 1, stalled: 0, to: 0 },
+        Case { name: "depth 1, beside 8 stalled readers", depth: 1, stalled: STALLED, to: 0 },
+        Case { name: "depth 2, alone", depth: 2, stalled: 0, to: 2 },
+        Case { name: "depth 2, beside 8 stalled readers", depth: 2, stalled: STALLED, to: 2 },
+    ];
+    table("stalled readers", &stalled, mib, rounds);
 }

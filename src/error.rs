@@ -30,6 +30,7 @@ struct Inner {
     hop: Option<usize>,
     doing: Cow<'static, str>,
     peer: Option<String>,
+    advice: Option<&'static str>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -103,7 +104,16 @@ pub enum Side {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, layer: Layer, side: Side, doing: impl Into<Cow<'static, str>>) -> Self {
-        Self(Arc::new(Inner { kind, layer, side, hop: None, doing: doing.into(), peer: None, source: None }))
+        Self(Arc::new(Inner {
+            kind,
+            layer,
+            side,
+            hop: None,
+            doing: doing.into(),
+            peer: None,
+            advice: None,
+            source: None,
+        }))
     }
 
     pub(crate) fn invalid(doing: impl Into<Cow<'static, str>>) -> Self {
@@ -120,6 +130,11 @@ impl Error {
             return self;
         }
         self.edit(|e| e.peer = Some(peer.to_string()))
+    }
+
+    /// Replaces the general advice for this kind of failure.
+    pub(crate) fn with_advice(self, advice: &'static str) -> Self {
+        self.edit(|e| e.advice = Some(advice))
     }
 
     pub(crate) fn with_hop(self, hop: usize) -> Self {
@@ -208,6 +223,9 @@ impl Error {
 
     /// What to do about it, in one sentence.
     pub fn advice(&self) -> Option<&'static str> {
+        if self.0.advice.is_some() {
+            return self.0.advice;
+        }
         Some(match (&self.0.kind, self.0.layer) {
             (ErrorKind::InvalidCredentials, _) => {
                 "renew the certificate, or check that chain, key and roots belong together"

@@ -4,6 +4,7 @@ mod driver;
 
 use std::fmt;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -180,9 +181,11 @@ impl Client {
         Load { open: self.slots.used(), limit: self.slots.limit() }
     }
 
-    /// Whether the connection takes no more tunnels, because it ended or the peer sent GOAWAY.
+    /// Whether the connection takes no more tunnels, because it ended or the peer sent GOAWAY. Tunnels that are open may
+    /// still run.
     pub fn is_closed(&self) -> bool {
-        self.slots.is_closed()
+        let mut cx = Context::from_waker(Waker::noop());
+        self.slots.is_closed() || matches!(self.requests.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
     /// Who the peer has proved to be.

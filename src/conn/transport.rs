@@ -16,6 +16,10 @@ use crate::tls::classify;
 /// What is read and thrown away at most while waiting for the peer's end.
 const MAX_DISCARD: usize = 1 << 20;
 
+/// What is read in one go before the tunnels' readers get their turn. Without it a busy connection reads a whole window
+/// ahead of them: memory that is cold, and given back to the system and fetched again, by the time it is used.
+const READ_BURST: usize = 128 << 10;
+
 /// Watches over a byte stream for its connection: counts signs of life, notes why it failed, and closes it in order.
 ///
 /// Closing waits for the peer's end, up to the linger timeout. Closing a socket with unread bytes makes the kernel answer
@@ -25,6 +29,7 @@ pub(crate) struct Transport<IO> {
     io: IO,
     shared: Arc<Shared>,
     linger_timeout: Duration,
+    burst_left: usize,
     closing: Closing,
 }
 
@@ -37,7 +42,7 @@ enum Closing {
 
 impl<IO> Transport<IO> {
     pub(crate) fn new(io: IO, shared: Arc<Shared>, linger_timeout: Duration) -> Self {
-        Self { io, shared, linger_timeout, closing: Closing::Open }
+        Self { io, shared, linger_timeout, burst_left: READ_BURST, closing: Closing::Open }
     }
 
     fn note<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -56,11 +61,18 @@ impl<IO> Transport<IO> {
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Transport<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.burst_left == 0 {
+            self.burst_left = READ_BURST;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
-        if buf.filled().len() > before {
+        let read = buf.filled().len() - before;
+        if read > 0 {
             self.shared.count_read();
         }
+        self.burst_left = if result.is_pending() { READ_BURST } else { self.burst_left.saturating_sub(read) };
         self.note(result)
     }
 }

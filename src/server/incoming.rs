@@ -73,18 +73,29 @@ impl Incoming {
 
     /// Turns it down with a status and a reason that a program can read (`proxy-status`, RFC 9209).
     pub fn reject(mut self, refusal: &Refusal) {
-        let Some((recv, mut respond)) = self.parts.take() else { return };
-        let mut response = Response::new(());
-        // A refusal with a status of success would open the tunnel.
-        *response.status_mut() = match refusal.status() {
-            status if status.is_client_error() || status.is_server_error() => status,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        response.headers_mut().insert(PROXY_STATUS, proxy_status::encode(refusal));
-        // Fails only when the peer has given up meanwhile.
-        if respond.send_response(response, true).is_ok() && !recv.is_end_stream() {
-            self.shared.linger(LingeringTunnel { recv, _slot: None });
+        if let Some((recv, respond)) = self.parts.take() {
+            refuse(recv, respond, &self.shared, refusal);
         }
+    }
+}
+
+/// Answers a request with a refusal.
+pub(super) fn refuse(
+    recv: h2::RecvStream,
+    mut respond: h2::server::SendResponse<Bytes>,
+    shared: &Shared,
+    refusal: &Refusal,
+) {
+    let mut response = Response::new(());
+    // A refusal with a status of success would open the tunnel.
+    *response.status_mut() = match refusal.status() {
+        status if status.is_client_error() || status.is_server_error() => status,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    response.headers_mut().insert(PROXY_STATUS, proxy_status::encode(refusal));
+    // Fails only when the peer has given up meanwhile.
+    if respond.send_response(response, true).is_ok() && !recv.is_end_stream() {
+        shared.linger(LingeringTunnel { recv, _slot: None });
     }
 }
 

@@ -4,7 +4,6 @@ mod incoming;
 
 use std::fmt;
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -13,7 +12,7 @@ use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use crate::authority::Authority;
+use crate::authority::{Authority, AuthorityError};
 use crate::config::Config;
 use crate::conn::{Shared, Transport, Upkeep, driver_result, server_builder};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
@@ -21,6 +20,7 @@ use crate::identity::SpiffeId;
 use crate::refusal::{Refusal, RefusalReason};
 
 pub use incoming::Incoming;
+use incoming::refuse;
 
 /// The server's end of one connection. It moves frames only while [`Server::accept`] is being awaited, so keep awaiting it
 /// until it returns `None`, and serve the tunnels elsewhere. Dropping it breaks the connection.
@@ -118,7 +118,6 @@ where
             }
             if let Poll::Ready(error) = self.upkeep.poll(cx, &self.shared) {
                 self.ended = true;
-                self.connection.abrupt_shutdown(h2::Reason::NO_ERROR);
                 return Poll::Ready(Some(Err(error)));
             }
             match self.connection.poll_accept(cx) {
@@ -157,14 +156,11 @@ where
         respond: h2::server::SendResponse<Bytes>,
     ) -> Option<Incoming> {
         let (head, recv) = request.into_parts();
-        let parsed = target(&head);
-        let authority = parsed.as_ref().ok().cloned().unwrap_or(Authority::Ip((IpAddr::from([0; 4]), 1).into()));
-        let incoming = Incoming::new(authority, &head.headers, recv, respond, self.shared.clone());
-        match parsed {
-            Ok(_) => Some(incoming),
+        match target(&head) {
+            Ok(authority) => Some(Incoming::new(authority, &head.headers, recv, respond, self.shared.clone())),
             Err(refusal) => {
                 tracing::debug!(peer = ?self.shared.peer(), %refusal, "request refused");
-                incoming.reject(&refusal);
+                refuse(recv, respond, &self.shared, &refusal);
                 None
             }
         }
@@ -173,12 +169,12 @@ where
 
 /// The target of a request, or what is wrong with it.
 fn target(head: &http::request::Parts) -> Result<Authority, Refusal> {
-    let refuse = |details: String| Refusal::new(RefusalReason::InvalidRequest).with_details(details);
+    let invalid = |details: String| Refusal::new(RefusalReason::InvalidRequest).with_details(details);
     if head.method != Method::CONNECT {
-        return Err(refuse(format!("the method is {} and must be CONNECT", head.method)));
+        return Err(invalid(format!("the method is {} and must be CONNECT", head.method)));
     }
     let authority = head.uri.authority().map_or("", |authority| authority.as_str());
-    authority.parse().map_err(|e| refuse(format!("{e}")))
+    authority.parse().map_err(|e: AuthorityError| invalid(e.to_string()))
 }
 
 impl<IO> fmt::Debug for Server<IO> {

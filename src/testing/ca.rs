@@ -1,6 +1,5 @@
 //! A certificate authority that lives as long as its process.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -48,7 +47,9 @@ impl Ca {
     /// When the system has no randomness to give.
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
-        params.distinguished_name = name("hbone throwaway root");
+        // Two authorities must not have the same name: a certificate of one would count as forged at the other, rather than
+        // as unknown.
+        params.distinguished_name = name(&format!("throwaway root {:016x}", fastrand::u64(..)));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().expect("a key pair");
@@ -60,9 +61,9 @@ impl Ca {
     /// # Panics
     ///
     /// When the system has no randomness to give.
-    pub fn issue(&self, identity: &SpiffeId) -> Arc<Credentials> {
+    pub fn issue(&self, identity: &SpiffeId) -> Credentials {
         let issued = self.certificate().uri(&identity.to_string()).issue();
-        Arc::new(issued.credentials().expect("credentials issued just now"))
+        issued.credentials().expect("credentials issued just now")
     }
 
     /// A certificate with odd properties.

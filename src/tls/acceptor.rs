@@ -28,7 +28,7 @@ pub struct Acceptor {
 /// The configuration made from the credentials seen last.
 #[derive(Debug)]
 struct Built {
-    from: Arc<Credentials>,
+    from: Credentials,
     config: Arc<ServerConfig>,
 }
 
@@ -63,7 +63,7 @@ impl Acceptor {
         let credentials = current(&*self.source)?;
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Built { from, config }) = &*built
-            && Arc::ptr_eq(from, &credentials)
+            && from.is_same(&credentials)
         {
             return Ok(config.clone());
         }

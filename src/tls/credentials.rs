@@ -19,23 +19,24 @@ use crate::identity::SpiffeId;
 
 /// Gives the credentials to use now. Asked at each handshake, so that a renewed certificate is used from the next one on.
 ///
-/// `Arc<Credentials>` is a source that never changes.
+/// [`Credentials`] are a source that never changes.
 pub trait CredentialSource: fmt::Debug + Send + Sync {
     /// The credentials to use now. Must not block.
     ///
     /// # Errors
     ///
     /// When there are none (yet, or any more). The handshake then fails with this as its cause.
-    fn credentials(&self) -> io::Result<Arc<Credentials>>;
+    fn credentials(&self) -> io::Result<Credentials>;
 }
 
-impl CredentialSource for Arc<Credentials> {
-    fn credentials(&self) -> io::Result<Arc<Credentials>> {
+impl CredentialSource for Credentials {
+    fn credentials(&self) -> io::Result<Credentials> {
         Ok(self.clone())
     }
 }
 
 /// A workload's certificate chain with its private key, and the roots that it trusts: checked, and ready for handshakes.
+/// Cheap to clone.
 #[derive(Clone)]
 pub struct Credentials {
     pub(super) key: Arc<CertifiedKey>,
@@ -45,6 +46,11 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    /// Whether the other is a clone of this one.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.key, &other.key)
+    }
+
     /// Checks and takes DER: the chain with the workload's own certificate first, its private key (PKCS#8, SEC1 or PKCS#1)
     /// and the trusted roots. More than one root is fine, as during a root's rotation.
     ///

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use rustls::{AlertDescription, CertificateError, OtherError};
@@ -130,8 +129,13 @@ pub(crate) fn classify(error: &io::Error) -> Option<Error> {
         ) => (ErrorKind::RejectedByPeer, Side::Remote),
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => {
             return Some(match cause.downcast_ref::<IdentityError>() {
-                Some(e) if e.is_mismatch() => {
+                Some(e @ IdentityError::NotAccepted { .. }) => {
                     failed(ErrorKind::IdentityNotAccepted, Side::Remote).with_source(e.clone())
+                }
+                Some(e @ IdentityError::ForeignTrustDomain { .. }) => {
+                    failed(ErrorKind::IdentityNotAccepted, Side::Remote)
+                        .with_source(e.clone())
+                        .with_advice("add an alias if workloads of that trust domain are to be let in")
                 }
                 Some(e) => failed(ErrorKind::CertificateInvalid, Side::Remote).with_source(e.clone()),
                 None => failed(ErrorKind::CertificateInvalid, Side::Remote).with_source(tls.clone()),
@@ -163,7 +167,7 @@ pub(super) fn handshake_error(error: io::Error) -> Error {
 }
 
 /// Fetches credentials for a handshake.
-pub(super) fn current(source: &dyn super::CredentialSource) -> Result<Arc<super::Credentials>> {
+pub(super) fn current(source: &dyn super::CredentialSource) -> Result<super::Credentials> {
     source.credentials().map_err(|e| failed(ErrorKind::InvalidCredentials, Side::Local).with_source(e))
 }
 

@@ -24,23 +24,20 @@ pub(super) enum IdentityError {
     ForeignTrustDomain { found: SpiffeId, trusted: TrustDomains },
 }
 
-impl IdentityError {
-    /// Whether the certificate is fine and only belongs to somebody else.
-    pub(super) fn is_mismatch(&self) -> bool {
-        matches!(self, Self::NotAccepted { .. } | Self::ForeignTrustDomain { .. })
-    }
-}
-
 impl fmt::Display for IdentityError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreadable => f.write_str("it is no X.509 certificate"),
-            Self::NoSpiffeId => f.write_str("it has no SPIFFE ID among its URI names"),
-            Self::SeveralSpiffeIds => f.write_str("it has more than one SPIFFE ID, and must have exactly one"),
-            Self::Malformed(uri, e) => write!(f, "its URI name {uri:?} is no workload identity: {e}"),
-            Self::NotAccepted { found, accepted } => write!(f, "it belongs to {found}, and accepted is {accepted}"),
+            Self::Unreadable => f.write_str("the certificate is no X.509"),
+            Self::NoSpiffeId => f.write_str("the certificate has no SPIFFE ID among its URI names"),
+            Self::SeveralSpiffeIds => {
+                f.write_str("the certificate has more than one SPIFFE ID, and must have exactly one")
+            }
+            Self::Malformed(uri, e) => write!(f, "the certificate's URI name {uri:?} is no workload identity: {e}"),
+            Self::NotAccepted { found, accepted } => {
+                write!(f, "the peer's certificate belongs to {found}, and accepted is {accepted}")
+            }
             Self::ForeignTrustDomain { found, trusted } => {
-                write!(f, "it belongs to {found}, and the trust domains let in are {trusted}")
+                write!(f, "the peer's certificate belongs to {found}, and let in are the trust domains {trusted}")
             }
         }
     }

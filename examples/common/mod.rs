@@ -1,0 +1,143 @@
+//! What the proxies have in common: their files, their admin port, and how they start and stop.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hbone::drain::{Drain, Watch};
+use hbone::mesh::Snapshot;
+use hbone::proxy::{MeshWatch, tcp};
+use hbone::tls::Credentials;
+use hbone::{TrustDomain, TrustDomains};
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::task::JoinSet;
+use tracing_subscriber::EnvFilter;
+
+/// What each proxy is started with.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Common {
+    /// The mesh: a file in the local form of the control plane's tables
+    #[arg(long, value_name = "FILE")]
+    mesh: PathBuf,
+    /// The own certificate chain, PEM
+    #[arg(long, value_name = "FILE")]
+    cert: PathBuf,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// The trusted roots, PEM
+    #[arg(long, value_name = "FILE")]
+    ca: PathBuf,
+    /// A trust domain to let in beside the own one (repeatable)
+    #[arg(long = "trust-domain-alias", value_name = "NAME")]
+    aliases: Vec<TrustDomain>,
+    /// Serves /healthz/ready
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<SocketAddr>,
+    /// How long running connections may take to finish when stopped
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    drain: u64,
+}
+
+/// The files, read and checked.
+pub(crate) struct Loaded {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) mesh: MeshWatch,
+    pub(crate) credentials: Credentials,
+    pub(crate) trusted: TrustDomains,
+}
+
+impl Common {
+    pub(crate) fn load(&self) -> hbone::Result<Loaded> {
+        let snapshot = Snapshot::load(&self.mesh)?;
+        let credentials = Credentials::from_pem_files(&self.cert, &self.key, &self.ca)?;
+        let own = credentials.identity().trust_domain().clone();
+        let trusted = TrustDomains::new(own).with_aliases(self.aliases.iter().cloned());
+        // A file does not change, and the last value outlives its sender.
+        let mesh = tokio::sync::watch::channel(snapshot.clone()).1;
+        Ok(Loaded { snapshot, mesh, credentials, trusted })
+    }
+
+    /// Says that all listeners are up, waits for a signal, and drains.
+    pub(crate) async fn run(&self, mut tasks: JoinSet<()>, drain: Drain, watch: Watch) -> Result<(), Box<dyn Error>> {
+        if let Some(address) = self.admin {
+            let listener = tcp::listen(address)?;
+            tracing::info!(address = %listener.local_addr()?, "admin");
+            tasks.spawn(tcp::accept_each(listener, watch.clone(), admin));
+        }
+        drop(watch);
+        println!("ready");
+        stop_signal().await?;
+        tracing::info!("draining");
+        let report = drain.drain(Duration::from_secs(self.drain)).await;
+        if !report.completed {
+            tracing::warn!(forced = report.forced, "connections cut at the end of the drain");
+        }
+        while tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+}
+
+/// Runs a proxy's `main`, with errors on one line.
+pub(crate) fn main<F>(run: F) -> ExitCode
+where
+    F: Future<Output = Result<(), Box<dyn Error>>>,
+{
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("error: starting the runtime: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn admin(stream: tokio::net::TcpStream, _peer: SocketAddr, drain: Watch) {
+    let answer = service_fn(|request: Request<hyper::body::Incoming>| {
+        let (status, text) = match request.uri().path() {
+            "/healthz/ready" if drain.is_draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+            "/healthz/ready" => (StatusCode::OK, "ready\n"),
+            _ => (StatusCode::NOT_FOUND, "there is /healthz/ready\n"),
+        };
+        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+        *response.status_mut() = status;
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+    tokio::select! {
+        _ = connection => {}
+        () = drain.graceful() => {}
+    }
+}
+
+#[cfg(unix)]
+async fn stop_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+async fn stop_signal() -> std::io::Result<()> {
+    tokio::signal::ctrl_c().await
+}

@@ -1,0 +1,202 @@
+//! Two clusters in one process: pods with their proxies, a gateway, one certificate authority.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hbone::balance::WeightedRandom;
+use hbone::drain::{self, Drain, Watch};
+use hbone::mesh::{Network, Snapshot};
+use hbone::proxy::{Gateway, Inbound, MeshWatch, Opener, Outbound, socks5, tcp};
+use hbone::testing::Ca;
+use hbone::tls::Credentials;
+use hbone::{Config, SpiffeId, TrustDomains};
+
+use crate::Failure;
+use crate::app::{self, Count};
+use crate::wire::{Fabric, Tap};
+
+pub(crate) const GATEWAY: &str = "10.99.0.2:15008";
+pub(crate) const REVIEWS: &str = "reviews.shop.svc.cluster.local";
+
+/// A pod: what happened to it, for the steps to look at.
+pub(crate) struct Pod {
+    pub(crate) name: &'static str,
+    /// Connections that reached its proxy.
+    pub(crate) connections: Count,
+    /// Requests that reached its application.
+    pub(crate) hits: Count,
+}
+
+pub(crate) struct World {
+    pub(crate) ca: Ca,
+    pub(crate) pods: Vec<Pod>,
+    pub(crate) outbound: Outbound,
+    /// Where the client pod's proxy takes SOCKS5.
+    pub(crate) socks5: SocketAddr,
+    /// Where the gateway really listens.
+    pub(crate) gateway: SocketAddr,
+    /// Between the clusters.
+    pub(crate) link: Tap,
+    /// What the gateway has in its hands: what it passes on to pods.
+    pub(crate) in_gateway: Tap,
+    /// Between the proxies and their applications, where everything is plain.
+    pub(crate) plain: Tap,
+    /// Why the gateway refused connections.
+    pub(crate) refusals: Refusals,
+    /// Never started: the demo ends with its process.
+    _drain: Drain,
+}
+
+/// Errors by which a gateway turned connections away.
+#[derive(Clone, Default)]
+pub(crate) struct Refusals(Arc<Mutex<Vec<String>>>);
+
+impl Refusals {
+    fn add(&self, error: &hbone::Error) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
+    }
+
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What the proxies of one cluster share.
+struct Cluster {
+    mesh: MeshWatch,
+    fabric: Fabric,
+    trusted: TrustDomains,
+    config: Arc<Config>,
+    watch: Watch,
+}
+
+impl World {
+    pub(crate) async fn start() -> Result<Self, Failure> {
+        let ca = Ca::new();
+        let (drain, watch) = drain::channel();
+        let (link, in_gateway, plain) = (Tap::default(), Tap::default(), Tap::default());
+        let refusals = Refusals::default();
+        let cluster = |name, file, text| -> Result<Cluster, Failure> {
+            Ok(Cluster {
+                mesh: tokio::sync::watch::channel(Snapshot::parse(file, text)?).1,
+                fabric: Fabric::new(name),
+                trusted: TrustDomains::new("cluster.local".parse()?),
+                config: Arc::new(Config::new()),
+                watch: watch.clone(),
+            })
+        };
+        let east = cluster("east", "east.yaml", include_str!("east.yaml"))?;
+        let west = cluster("west", "west.yaml", include_str!("west.yaml"))?;
+
+        let mut pods = vec![east.pod("reviews-e1", "reviews", &ca, None, &plain)?];
+        for name in ["reviews-w1", "reviews-w2", "reviews-w3"] {
+            pods.push(west.pod(name, "reviews", &ca, Some(&in_gateway), &plain)?);
+        }
+        // Somebody runs a pod of the payments service under another service account.
+        pods.push(west.pod("payments", "mallory", &ca, Some(&in_gateway), &plain)?);
+        pods.push(west.pod("ledger", "ledger", &ca, Some(&in_gateway), &plain)?);
+
+        let gateway = west.gateway(issue(&ca, "istio-gateways", "gateway-west")?, refusals.clone())?;
+        east.fabric.place_tapped(GATEWAY.parse()?, gateway, &link);
+
+        let credentials = issue(&ca, "shop", "client")?;
+        let opener = Opener::new(Arc::new(east.fabric.clone()), Arc::new(credentials), east.config.clone());
+        let balance = Arc::new(WeightedRandom::new());
+        let outbound = Outbound::new(east.mesh.clone(), "shop", "client", opener, balance);
+        let socks5 = listen_socks5(outbound.clone(), watch)?;
+        Ok(Self { ca, pods, outbound, socks5, gateway, link, in_gateway, plain, refusals, _drain: drain })
+    }
+
+    /// How often any pod was reached, at its proxy or its application.
+    pub(crate) fn touched(&self) -> usize {
+        self.pods.iter().map(|pod| pod.connections.get() + pod.hits.get()).sum()
+    }
+}
+
+impl Cluster {
+    /// Starts a pod's application and its proxy, at the pod's address in this cluster.
+    fn pod(
+        &self,
+        name: &'static str,
+        service_account: &str,
+        ca: &Ca,
+        tap: Option<&Tap>,
+        plain: &Tap,
+    ) -> Result<Pod, Failure> {
+        let ip = self.address(name)?;
+        let (connections, hits) = (Count::default(), Count::default());
+        self.fabric.place_tapped((ip, 8080).into(), app::serve(name, hits.clone())?, plain);
+        let inbound = Inbound::new(
+            self.mesh.clone(),
+            "shop",
+            name,
+            Arc::new(issue(ca, "shop", service_account)?),
+            self.trusted.clone(),
+            Arc::new(self.fabric.clone()),
+            self.config.clone(),
+        );
+        let listener = tcp::listen(([127, 0, 0, 1], 0).into())?;
+        let hbone = ((ip, 15008).into(), listener.local_addr()?);
+        match tap {
+            Some(tap) => self.fabric.place_tapped(hbone.0, hbone.1, tap),
+            None => self.fabric.place(hbone.0, hbone.1),
+        }
+        let accepted = connections.clone();
+        tokio::spawn(tcp::accept_each(listener, self.watch.clone(), move |stream, peer, drain| {
+            accepted.add();
+            let inbound = inbound.clone();
+            async move {
+                // The client says what went wrong.
+                let _ = inbound.serve(stream, Some(peer), &drain).await;
+            }
+        }));
+        Ok(Pod { name, connections, hits })
+    }
+
+    /// Starts the gateway of this cluster, and says where it listens.
+    fn gateway(&self, credentials: Credentials, refusals: Refusals) -> Result<SocketAddr, Failure> {
+        let gateway = Gateway::new(
+            self.mesh.clone(),
+            Network::new("west"),
+            Arc::new(credentials),
+            self.trusted.clone(),
+            Arc::new(self.fabric.clone()),
+            Arc::new(WeightedRandom::new()),
+            self.config.clone(),
+        );
+        let listener = tcp::listen(([127, 0, 0, 1], 0).into())?;
+        let address = listener.local_addr()?;
+        tokio::spawn(tcp::accept_each(listener, self.watch.clone(), move |stream, peer, drain| {
+            let (gateway, refusals) = (gateway.clone(), refusals.clone());
+            async move {
+                if let Err(error) = gateway.serve(stream, Some(peer), &drain).await {
+                    refusals.add(&error);
+                }
+            }
+        }));
+        Ok(address)
+    }
+
+    fn address(&self, name: &str) -> Result<IpAddr, Failure> {
+        let mesh = self.mesh.borrow();
+        let workload = mesh.workload_named("shop", name).ok_or_else(|| format!("no workload {name}"))?;
+        Ok(*workload.addresses.first().ok_or_else(|| format!("{name} has no address"))?)
+    }
+}
+
+fn issue(ca: &Ca, namespace: &str, service_account: &str) -> Result<Credentials, Failure> {
+    Ok(ca.issue(&SpiffeId::new("cluster.local".parse()?, namespace, service_account)?))
+}
+
+fn listen_socks5(outbound: Outbound, watch: Watch) -> Result<SocketAddr, Failure> {
+    let listener = tcp::listen(([127, 0, 0, 1], 0).into())?;
+    let address = listener.local_addr()?;
+    tokio::spawn(tcp::accept_each(listener, watch, move |stream, peer, _| {
+        let outbound = outbound.clone();
+        async move {
+            // The client gets the reason as a SOCKS5 reply.
+            let _ = socks5::serve(&outbound, stream, Some(peer)).await;
+        }
+    }));
+    Ok(address)
+}

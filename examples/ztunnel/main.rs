@@ -1,0 +1,157 @@
+//! A proxy for one workload: its connections go out through tunnels, and tunnels to it come in.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::error::Error;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use common::{Common, Loaded};
+use hbone::balance::WeightedRandom;
+use hbone::io::RelayStats;
+use hbone::proxy::{Inbound, Opener, Outbound, socks5, tcp};
+use hbone::{Authority, Config, drain};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+/// A mesh proxy for one workload
+#[derive(Parser, Debug)]
+#[command(name = "ztunnel")]
+struct Args {
+    /// The workload that is served
+    #[arg(long, value_name = "NS/NAME", value_parser = workload)]
+    workload: (String, String),
+    #[command(flatten)]
+    common: Common,
+    /// The network that the workload must be in
+    #[arg(long, value_name = "N")]
+    network: Option<String>,
+    /// The cluster that the workload must be in
+    #[arg(long, value_name = "C")]
+    cluster: Option<String>,
+    /// Takes tunnels to the workload (HBONE; usually port 15008)
+    #[arg(long, value_name = "ADDR")]
+    inbound: Option<SocketAddr>,
+    /// Takes connections captured by a REDIRECT rule (Linux)
+    #[arg(long, value_name = "ADDR")]
+    outbound: Option<SocketAddr>,
+    /// Takes SOCKS5 connections, to addresses and names
+    #[arg(long, value_name = "ADDR")]
+    socks5: Option<SocketAddr>,
+    /// Forwards a local port to one target (repeatable)
+    #[arg(long, value_name = "LISTEN=HOST:PORT", value_parser = forward)]
+    forward: Vec<(SocketAddr, Authority)>,
+    /// Marks the proxy's own connections (SO_MARK), so that capture rules can skip them (Linux)
+    #[arg(long, value_name = "N")]
+    mark: Option<u32>,
+}
+
+fn workload(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok((namespace.into(), name.into())),
+        _ => Err("it is not of the form NAMESPACE/NAME".into()),
+    }
+}
+
+fn forward(text: &str) -> Result<(SocketAddr, Authority), String> {
+    let (listen, target) = text.split_once('=').ok_or("it is not of the form LISTEN=HOST:PORT")?;
+    let listen = listen.parse().map_err(|e| format!("{listen:?}: {e}"))?;
+    Ok((listen, target.parse().map_err(|e| format!("{target:?}: {e}"))?))
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    common::main(run(args))
+}
+
+async fn run(args: Args) -> Result<(), Box<dyn Error>> {
+    let Loaded { snapshot, mesh, credentials, trusted } = args.common.load()?;
+    let (namespace, name) = &args.workload;
+    let Some(own) = snapshot.workload_named(namespace, name) else {
+        return Err(format!("the mesh has no workload {namespace}/{name}").into());
+    };
+    if own.identity() != credentials.identity() {
+        let (is, must) = (credentials.identity(), own.identity());
+        return Err(format!("the certificate belongs to {is}, and {namespace}/{name} must be {must}").into());
+    }
+    for (flag, is, must) in
+        [("--network", own.network.as_str(), &args.network), ("--cluster", &*own.cluster, &args.cluster)]
+    {
+        if must.as_ref().is_some_and(|must| must != is) {
+            return Err(format!("{namespace}/{name} is in {is:?}, and {flag} says otherwise").into());
+        }
+    }
+
+    let config = Arc::new(Config::new());
+    let mut dialer = tcp::TcpDialer::new();
+    if let Some(mark) = args.mark {
+        dialer = dialer.with_mark(mark);
+    }
+    let dialer = Arc::new(dialer);
+    let opener = Opener::new(dialer.clone(), Arc::new(credentials.clone()), config.clone());
+    let outbound = Outbound::new(mesh.clone(), namespace, name, opener, Arc::new(WeightedRandom::new()));
+    let inbound = Inbound::new(mesh, namespace, name, Arc::new(credentials), trusted, dialer, config);
+
+    let (drain, watch) = drain::channel();
+    let mut tasks = JoinSet::new();
+    if let Some(address) = args.inbound {
+        let listener = listen("inbound", address)?;
+        tasks.spawn(tcp::accept_each(listener, watch.clone(), move |stream, peer, drain| {
+            let inbound = inbound.clone();
+            async move {
+                if let Err(error) = inbound.serve(stream, Some(peer), &drain).await {
+                    tracing::warn!(%error, "inbound connection");
+                }
+            }
+        }));
+    }
+    if let Some(address) = args.outbound {
+        let (listener, outbound) = (listen("outbound", address)?, outbound.clone());
+        tasks.spawn(tcp::accept_each(listener, watch.clone(), move |stream, peer, drain| {
+            let outbound = outbound.clone();
+            until_forced(drain, peer, async move {
+                let target = tcp::original_destination(&stream)?.into();
+                outbound.serve(stream, &target, Some(peer)).await
+            })
+        }));
+    }
+    if let Some(address) = args.socks5 {
+        let (listener, outbound) = (listen("socks5", address)?, outbound.clone());
+        tasks.spawn(tcp::accept_each(listener, watch.clone(), move |stream: TcpStream, peer, drain| {
+            let outbound = outbound.clone();
+            until_forced(drain, peer, async move { socks5::serve(&outbound, stream, Some(peer)).await })
+        }));
+    }
+    for (address, target) in args.forward {
+        let (listener, outbound) = (listen("forward", address)?, outbound.clone());
+        tasks.spawn(tcp::accept_each(listener, watch.clone(), move |stream, peer, drain| {
+            let (outbound, target) = (outbound.clone(), target.clone());
+            until_forced(drain, peer, async move { outbound.serve(stream, &target, Some(peer)).await })
+        }));
+    }
+    args.common.run(tasks, drain, watch).await
+}
+
+fn listen(what: &str, address: SocketAddr) -> Result<tokio::net::TcpListener, Box<dyn Error>> {
+    let listener = tcp::listen(address)?;
+    tracing::info!(address = %listener.local_addr()?, "{what}");
+    Ok(listener)
+}
+
+/// Lets a connection run until it ends or the drain is over.
+async fn until_forced(
+    drain: drain::Watch,
+    peer: SocketAddr,
+    connection: impl Future<Output = hbone::Result<RelayStats>>,
+) {
+    tokio::select! {
+        result = connection => if let Err(error) = result {
+            tracing::warn!(%peer, %error, "outbound connection");
+        },
+        () = drain.forced() => {}
+    }
+}

@@ -1,0 +1,119 @@
+//! Where tunnels end: at a workload.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::open::dial;
+use super::serve::{serve, unreachable};
+use super::splice::splice;
+use super::telemetry::baggage;
+use super::{Dial, MeshWatch, Stream};
+use crate::config::Config;
+use crate::drain::Watch;
+use crate::error::Result;
+use crate::identity::TrustDomains;
+use crate::mesh::Workload;
+use crate::metadata::Metadata;
+use crate::policy::{ConnectionInfo, authorize};
+use crate::refusal::{Refusal, RefusalReason};
+use crate::route;
+use crate::server::Incoming;
+use crate::tls::{Acceptor, CredentialSource};
+
+/// Serves one workload: takes tunnels to it, checks them against its policies, and connects them to its application.
+#[derive(Clone, Debug)]
+pub struct Inbound(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    mesh: MeshWatch,
+    namespace: String,
+    name: String,
+    acceptor: Acceptor,
+    dialer: Arc<dyn Dial>,
+    config: Arc<Config>,
+}
+
+impl Inbound {
+    /// Serves the workload `namespace`/`name` of the mesh, with its `credentials`, for peers of the `trusted` domains.
+    /// Applications are reached with `dialer`.
+    pub fn new(
+        mesh: MeshWatch,
+        namespace: &str,
+        name: &str,
+        credentials: Arc<dyn CredentialSource>,
+        trusted: TrustDomains,
+        dialer: Arc<dyn Dial>,
+        config: Arc<Config>,
+    ) -> Self {
+        let acceptor = Acceptor::new(credentials, trusted, config.clone());
+        Self(Arc::new(Inner { mesh, namespace: namespace.to_owned(), name: name.to_owned(), acceptor, dialer, config }))
+    }
+
+    /// Serves one connection until it ends or the drain does. `from` is its peer's address: policies may ask for it, and
+    /// errors name it.
+    ///
+    /// Must be called on a tokio runtime: each tunnel gets a task. Dropping the future breaks the connection.
+    ///
+    /// # Errors
+    ///
+    /// Why the handshake or the connection failed. What becomes of single tunnels is logged at `debug`.
+    pub async fn serve(&self, stream: impl Stream + 'static, from: Option<SocketAddr>, drain: &Watch) -> Result<()> {
+        let inner = self.0.clone();
+        let tunnel = move |incoming| {
+            let inner = inner.clone();
+            async move { inner.tunnel(incoming, from).await }
+        };
+        serve(Box::new(stream), from, &self.0.acceptor, &self.0.config, drain, tunnel).await
+    }
+}
+
+impl Inner {
+    async fn tunnel(&self, incoming: Incoming, from: Option<SocketAddr>) {
+        let peer = incoming.peer_identity().map(ToString::to_string).unwrap_or_default();
+        let target = incoming.authority().to_string();
+        let (destination, workload) = match self.decide(&incoming, from) {
+            Ok(decision) => decision,
+            Err(refusal) => {
+                tracing::debug!(%peer, %target, %refusal, "tunnel refused");
+                return incoming.reject(&refusal);
+            }
+        };
+        let application = match dial(&*self.dialer, destination, &self.config).await {
+            Ok(application) => application,
+            Err(error) => {
+                tracing::debug!(%peer, %target, %error, "application not reached");
+                return incoming.reject(&unreachable(&error));
+            }
+        };
+        let answer = Metadata::default().with_baggage(baggage(&workload));
+        let ended = match incoming.accept(&answer) {
+            Ok(tunnel) => splice(tunnel, application).await,
+            Err(error) => Err(error),
+        };
+        match ended {
+            Ok(stats) => {
+                tracing::debug!(%peer, %target, %destination, received = stats.a_to_b, sent = stats.b_to_a, "tunnel ended")
+            }
+            Err(error) => tracing::debug!(%peer, %target, %destination, %error, "tunnel broke"),
+        }
+    }
+
+    fn decide(&self, incoming: &Incoming, from: Option<SocketAddr>) -> Result<(SocketAddr, Arc<Workload>), Refusal> {
+        let mesh = self.mesh.borrow().clone();
+        let Some(workload) = mesh.workload_named(&self.namespace, &self.name).cloned() else {
+            let details = format!("{}/{} is not in the mesh (any more)", self.namespace, self.name);
+            return Err(Refusal::new(RefusalReason::DestinationNotFound).with_details(details));
+        };
+        let destination = route::inbound(&mesh, &workload, incoming.authority())?;
+        let Some(peer) = incoming.peer_identity() else {
+            return Err(Refusal::new(RefusalReason::Denied).with_details("the peer has no identity"));
+        };
+        let connection = ConnectionInfo { peer, source_ip: from.map(|from| from.ip()), destination };
+        let verdict = authorize(mesh.policies_for(&workload), &connection);
+        if !verdict.is_allowed() {
+            return Err(Refusal::new(RefusalReason::Denied).with_details(verdict.to_string()));
+        }
+        Ok((destination, workload))
+    }
+}

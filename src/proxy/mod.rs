@@ -1,0 +1,30 @@
+//! The three roles of a mesh proxy.
+//!
+//! * [`Outbound`]: an application's plain connection goes into a tunnel.
+//! * [`Inbound`]: a tunnel ends, and goes on as a plain connection to the application of its workload.
+//! * [`Gateway`]: a tunnel from another network is passed on to a pod, as opaque bytes: the session inside it is between the
+//!   client and the pod, and the gateway holds no key for it.
+//!
+//! Each role serves one byte stream at a time, of any kind, and is shared by many. [`tcp`] has what sockets need: dialling,
+//! listening, capture. Here nothing is plaintext between workloads: where a tunnel can't be built, the connection fails.
+
+pub mod socks5;
+pub mod tcp;
+
+mod gateway;
+mod inbound;
+mod open;
+mod outbound;
+mod serve;
+mod splice;
+mod stream;
+mod telemetry;
+
+pub use gateway::Gateway;
+pub use inbound::Inbound;
+pub use open::{Opened, Opener};
+pub use outbound::{Connected, Outbound};
+pub use stream::{BoxStream, Dial, Stream};
+
+/// The mesh as a role sees it: the newest snapshot. When the sender is gone the last one stays.
+pub type MeshWatch = tokio::sync::watch::Receiver<crate::mesh::Snapshot>;

@@ -1,0 +1,41 @@
+//! Byte streams of any kind, and how to get one.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+
+/// A byte stream that a role can serve.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Makes the coming drop look like a failure to the peer (a TCP reset) rather than like an end, so that a truncated
+    /// answer can't be mistaken for a whole one. Where the kind of stream knows no difference, this does nothing.
+    fn fail(&mut self) {}
+}
+
+/// Any [`Stream`].
+pub type BoxStream = Box<dyn Stream>;
+
+impl Stream for tokio::net::TcpStream {
+    fn fail(&mut self) {
+        // Without it the peer merely sees an end.
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl Stream for DuplexStream {}
+
+impl<S: Stream + ?Sized> Stream for Box<S> {
+    fn fail(&mut self) {
+        (**self).fail();
+    }
+}
+
+/// Opens byte streams to addresses of one network: TCP in production, pipes in tests. The hook for an embedder's own
+/// transport, and for address translation.
+pub trait Dial: fmt::Debug + Send + Sync {
+    /// Connects to `address`. Timeouts are the caller's business.
+    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>>;
+}

@@ -1,0 +1,167 @@
+//! TCP for the roles: dialling, listening, and whom a captured connection was meant for.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::{BoxStream, Dial};
+use crate::drain::Watch;
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
+
+/// As ztunnel: a peer that vanished is noticed even where nothing is sent.
+const KEEPALIVE: Duration = Duration::from_secs(180);
+/// After a failed accept, mostly for lack of file descriptors, some have to be closed before the next can succeed.
+const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
+const BACKLOG: u32 = 1024;
+
+/// Dials TCP with the options that a proxy wants: no delay, keepalive, and a mark if asked for.
+#[derive(Clone, Debug, Default)]
+pub struct TcpDialer {
+    mark: Option<u32>,
+}
+
+impl TcpDialer {
+    /// A dialer without a mark.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Marks each socket (SO_MARK), so that capture rules can tell the proxy's own connections and leave them alone. Linux
+    /// only, and needs CAP_NET_ADMIN; elsewhere dialling fails.
+    pub fn with_mark(mut self, mark: u32) -> Self {
+        self.mark = Some(mark);
+        self
+    }
+
+    async fn connect(&self, address: SocketAddr) -> io::Result<BoxStream> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        if let Some(mark) = self.mark {
+            set_mark(&socket, mark).map_err(|e| {
+                io::Error::new(e.kind(), format!("marking the socket with {mark} (needs CAP_NET_ADMIN): {e}"))
+            })?;
+        }
+        let stream = socket.connect(address).await?;
+        tune(&stream)?;
+        Ok(Box::new(stream))
+    }
+}
+
+impl Dial for TcpDialer {
+    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>> {
+        Box::pin(self.connect(address))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn set_mark(socket: &TcpSocket, mark: u32) -> io::Result<()> {
+    SockRef::from(socket).set_mark(mark)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_mark(_socket: &TcpSocket, _mark: u32) -> io::Result<()> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "marks exist on Linux only"))
+}
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
+}
+
+/// Listens on an address. Port 0 takes any free one.
+///
+/// # Errors
+///
+/// [`ErrorKind::Local`], naming the address: in use, not of this machine, not allowed.
+pub fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let open = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Lets a restarted proxy listen again at once. On Windows it would let two listen at the same time.
+        #[cfg(not(windows))]
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    open().map_err(|e| {
+        Error::new(ErrorKind::Local, Layer::Config, Side::Local, format!("listening on {address}")).with_source(e)
+    })
+}
+
+/// Accepts connections until the drain starts, and gives each to `serve` in a task of its own with a watch on the drain.
+/// Returns when all of them have ended.
+pub async fn accept_each<F, S>(listener: TcpListener, drain: Watch, serve: F)
+where
+    F: Fn(TcpStream, SocketAddr, Watch) -> S,
+    S: Future<Output = ()> + Send + 'static,
+{
+    let mut tasks = JoinSet::new();
+    loop {
+        // Ended ones are taken out, so that the set does not grow.
+        while tasks.try_join_next().is_some() {}
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.graceful() => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                if let Err(error) = tune(&stream) {
+                    tracing::debug!(%peer, %error, "connection lost before it was served");
+                    continue;
+                }
+                tasks.spawn(serve(stream, peer, drain.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed, going on");
+                sleep(ACCEPT_BACK_OFF).await;
+            }
+        }
+    }
+    drop(listener);
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Where a connection captured by a REDIRECT rule was meant to go.
+///
+/// # Errors
+///
+/// [`ErrorKind::InvalidInput`] when it was made to the listener directly, or the system can't tell.
+#[cfg(target_os = "linux")]
+pub fn original_destination(stream: &TcpStream) -> Result<SocketAddr> {
+    let local = stream.local_addr();
+    let socket = SockRef::from(stream);
+    let original = match local {
+        Ok(SocketAddr::V6(v6)) if v6.ip().to_ipv4_mapped().is_none() => socket.original_dst_v6(),
+        _ => socket.original_dst_v4(),
+    };
+    let failed =
+        || Error::new(ErrorKind::InvalidInput, Layer::Application, Side::Remote, "reading where it was meant to go");
+    let original = original.map_err(|e| failed().with_source(e))?;
+    match (original.as_socket(), local) {
+        (Some(original), Ok(local)) if unmapped(original) == unmapped(local) => {
+            Err(failed().with_source("it was made to the capture port itself, and would loop"))
+        }
+        (Some(original), _) => Ok(unmapped(original)),
+        (None, _) => Err(failed().with_source("its address is of no IP family")),
+    }
+}
+
+/// Capture exists on Linux only.
+///
+/// # Errors
+///
+/// Always.
+#[cfg(not(target_os = "linux"))]
+pub fn original_destination(_stream: &TcpStream) -> Result<SocketAddr> {
+    Err(Error::new(ErrorKind::Local, Layer::Application, Side::Local, "capture works on Linux only"))
+}
+
+#[cfg(target_os = "linux")]
+fn unmapped(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
