@@ -287,3 +287,23 @@ async fn all_who_wait_learn_that_the_connection_has_died(
     assert_eq!(client.load().open, 0);
     assert!(client.is_closed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_was_busy_while_many_connects_were_given_up_keeps_the_connection() {
+    let (near, far) = duplex(1 << 16);
+    let serving = tokio::spawn(crate::server::handshake(far));
+    let mut peer = Raw::client(Box::new(near)).await;
+    let mut server = serving.await.unwrap().unwrap();
+    peer.connect(1, "server:80").await;
+    let mut witness = server.accept().await.unwrap().unwrap().accept(&metadata()).unwrap();
+    // Nobody polls the server now; its client opens and cancels as many as it may have at a time, and then as many again.
+    for stream in 0..198 {
+        peer.connect(3 + 2 * stream, "server:80").await;
+        peer.send(raw::RST_STREAM, 0, 3 + 2 * stream, &8u32.to_be_bytes()).await;
+    }
+    peer.send(raw::DATA, raw::END_STREAM, 1, b"still here").await;
+    let (_incoming, _serving) = serve(server);
+    let mut got = String::new();
+    witness.read_to_string(&mut got).await.unwrap();
+    assert_eq!(got, "still here");
+}

@@ -1,5 +1,7 @@
 //! A peer that speaks HTTP/2 byte by byte, and says what a proper one would not.
 
+use std::io;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::harness::BoxIo;
@@ -51,11 +53,15 @@ impl Raw {
     }
 
     pub(super) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        self.try_send(kind, flags, stream, payload).await.unwrap();
+    }
+
+    async fn try_send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> io::Result<()> {
         let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
         let mut frame = vec![len[1], len[2], len[3], kind, flags];
         frame.extend(stream.to_be_bytes());
         frame.extend(payload);
-        self.io.write_all(&frame).await.unwrap();
+        self.io.write_all(&frame).await
     }
 
     pub(super) async fn settings(&mut self, max_streams: Option<u32>) {
@@ -95,11 +101,12 @@ impl Raw {
         let mut payload = vec![0; len as usize];
         self.io.read_exact(&mut payload).await.ok()?;
         let frame = Frame { kind: head[3], flags: head[4], stream, payload };
-        match frame.kind {
-            SETTINGS if frame.flags & ACK == 0 => self.send(SETTINGS, ACK, 0, &[]).await,
-            PING if frame.flags & ACK == 0 && self.answers => self.send(PING, ACK, 0, &frame.payload).await,
-            _ => {}
-        }
+        // The other end may be gone, and what it said last is still to be read.
+        let _ = match frame.kind {
+            SETTINGS if frame.flags & ACK == 0 => self.try_send(SETTINGS, ACK, 0, &[]).await,
+            PING if frame.flags & ACK == 0 && self.answers => self.try_send(PING, ACK, 0, &frame.payload).await,
+            _ => Ok(()),
+        };
         Some(frame)
     }
 
