@@ -51,7 +51,8 @@ pub struct Load {
 ///
 /// # Errors
 ///
-/// When `io` fails while the preface is written.
+/// When `io` fails while the preface is written, or takes none of it for the
+/// [`http2_timeout`](Config::with_http2_timeout).
 pub async fn handshake<IO>(io: IO) -> Result<(Client, Driver<IO>)>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
@@ -95,18 +96,23 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// When `io` fails while the preface is written.
+    /// As [`handshake`].
     pub async fn handshake<IO>(self, io: IO) -> Result<(Client, Driver<IO>)>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send,
     {
+        const DOING: &str = "sending the HTTP/2 preface";
         let Self { config, peer, hop } = self;
         let shared = Shared::new(peer, Some(hop));
         let transport = Transport::new(io, shared.clone(), config.linger_timeout);
-        let (requests, mut connection) = client_builder(&config)
-            .handshake(transport)
-            .await
-            .map_err(|e| shared.explain(e, Layer::Http2, "starting HTTP/2"))?;
+        let starting = client_builder(&config).handshake(transport);
+        let (requests, mut connection) = match timeout(config.http2_timeout, starting).await {
+            Ok(Ok(started)) => started,
+            Ok(Err(e)) => return Err(shared.explain(e, Layer::Http2, DOING)),
+            Err(_) => {
+                return Err(shared.describe(Error::new(ErrorKind::Timeout, Layer::Http2, Side::Remote, DOING)));
+            }
+        };
         let slots = Slots::new(config.max_tunnels as usize, requests.current_max_send_streams());
         let upkeep = Upkeep::new(&config, connection.ping_pong());
         let driver = Driver::new(connection, upkeep, slots.clone(), shared.clone());
