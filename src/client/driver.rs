@@ -68,6 +68,7 @@ where
 impl<IO> Drop for Driver<IO> {
     fn drop(&mut self) {
         self.slots.close();
+        self.shared.close();
     }
 }
 

@@ -51,6 +51,11 @@ impl Shared {
         self.linger.push(tunnel);
     }
 
+    /// The driver is gone: nobody waits for anything any more.
+    pub(crate) fn close(&self) {
+        self.linger.close();
+    }
+
     /// Fills in who and where.
     pub(crate) fn describe(&self, error: Error) -> Error {
         let error = match &self.peer {

@@ -177,6 +177,12 @@ fn target(head: &http::request::Parts) -> Result<Authority, Refusal> {
     authority.parse().map_err(|e: AuthorityError| invalid(e.to_string()))
 }
 
+impl<IO> Drop for Server<IO> {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
 impl<IO> fmt::Debug for Server<IO> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server").field("peer", &self.shared.peer()).finish_non_exhaustive()
