@@ -13,9 +13,13 @@ use crate::conn::Shared;
 use crate::error::{Error, ErrorKind, Layer, Side};
 use crate::io::BytesWrite;
 
-/// What one write asks room for at most. A write that is given up leaves its request standing until the next one, and on a
-/// connection whose peer has a small window that room is missing elsewhere.
+/// What one write asks room for at most.
 const MAX_RESERVATION: usize = 256 << 10;
+
+/// What it asks for while it has to wait. A write that is given up leaves its request standing until the next one, and on a
+/// connection whose peer has a small window that room would be missing elsewhere. From this size on, frames cost a peer none
+/// of the overhead that it counts (see [`Config::with_small_frame_budget`](crate::Config::with_small_frame_budget)).
+const WAITING_RESERVATION: usize = 256;
 
 /// The sending half of a [`TunnelStream`](super::TunnelStream).
 ///
@@ -57,8 +61,9 @@ impl TunnelSend {
             if room > 0 {
                 return Poll::Ready(Ok(room));
             }
+            self.stream.reserve_capacity(wanted.min(WAITING_RESERVATION));
             match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
+                Some(Ok(_)) => self.stream.reserve_capacity(wanted),
                 Some(Err(e)) => return Poll::Ready(Err(self.broken(Some(e), cx))),
                 None => return Poll::Ready(Err(self.broken(None, cx))),
             }
