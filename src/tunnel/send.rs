@@ -31,6 +31,7 @@ pub struct TunnelSend {
     shared: Arc<Shared>,
     _slot: Option<Arc<Slot>>,
     finished: Arc<Finished>,
+    reset_here: bool,
 }
 
 impl TunnelSend {
@@ -40,12 +41,13 @@ impl TunnelSend {
         slot: Option<Arc<Slot>>,
         finished: Arc<Finished>,
     ) -> Self {
-        Self { stream, shared, _slot: slot, finished }
+        Self { stream, shared, _slot: slot, finished, reset_here: false }
     }
 
     /// Ends the tunnel at once in both directions.
     pub fn reset(&mut self, reason: ResetReason) {
         self.stream.send_reset(reason.code());
+        self.reset_here = true;
     }
 
     /// Waits until something can be sent; returns how much of `wanted`.
@@ -86,7 +88,8 @@ impl TunnelSend {
     fn broken(&mut self, error: Option<h2::Error>, cx: &mut Context<'_>) -> io::Error {
         let explained = match (self.stream.poll_reset(cx), error) {
             (Poll::Ready(Ok(reason)), _) => {
-                let error = Error::new(ErrorKind::Reset(reason.into()), Layer::Tunnel, Side::Remote, "writing");
+                let side = if self.reset_here { Side::Local } else { Side::Remote };
+                let error = Error::new(ErrorKind::Reset(reason.into()), Layer::Tunnel, side, "writing");
                 self.shared.describe(error)
             }
             (Poll::Ready(Err(e)), _) | (Poll::Pending, Some(e)) => self.shared.explain(e, Layer::Tunnel, "writing"),
