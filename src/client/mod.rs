@@ -4,7 +4,6 @@ mod driver;
 
 use std::fmt;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -104,7 +103,7 @@ impl Builder {
         const DOING: &str = "sending the HTTP/2 preface";
         let Self { config, peer, hop } = self;
         let shared = Shared::new(peer, Some(hop));
-        let transport = Transport::new(io, shared.clone(), config.linger_timeout);
+        let transport = Transport::new(io, shared.clone(), config.linger_timeout, Side::Local);
         let starting = client_builder(&config).handshake(transport);
         let (requests, mut connection) = match timeout(config.http2_timeout, starting).await {
             Ok(Ok(started)) => started,
@@ -190,8 +189,7 @@ impl Client {
     /// Whether the connection takes no more tunnels, because it ended or the peer sent GOAWAY. Tunnels that are open may
     /// still run.
     pub fn is_closed(&self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        self.slots.is_closed() || matches!(self.requests.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
+        self.slots.is_closed()
     }
 
     /// Who the peer has proved to be.

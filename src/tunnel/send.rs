@@ -88,9 +88,11 @@ impl TunnelSend {
     fn broken(&mut self, error: Option<h2::Error>, cx: &mut Context<'_>) -> io::Error {
         let explained = match (self.stream.poll_reset(cx), error) {
             (Poll::Ready(Ok(reason)), _) => {
+                let code = reason.into();
                 let side = if self.reset_here { Side::Local } else { Side::Remote };
-                let error = Error::new(ErrorKind::Reset(reason.into()), Layer::Tunnel, side, "writing");
-                self.shared.describe(error)
+                self.shared.failure_behind_reset(code).unwrap_or_else(|| {
+                    self.shared.describe(Error::new(ErrorKind::Reset(code), Layer::Tunnel, side, "writing"))
+                })
             }
             (Poll::Ready(Err(e)), _) | (Poll::Pending, Some(e)) => self.shared.explain(e, Layer::Tunnel, "writing"),
             (Poll::Pending, None) => self.shared.gone("writing"),
