@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::open::dial;
 use super::serve::{serve, unreachable};
-use super::splice::splice;
+use super::splice::{Unfinished, splice};
 use super::{Dial, MeshWatch, Stream};
 use crate::balance::Balance;
 use crate::config::Config;
@@ -81,7 +81,7 @@ impl Inner {
             }
         };
         let pod = match dial(&*self.dialer, backend.address, &self.config).await {
-            Ok(pod) => pod,
+            Ok(pod) => Unfinished::new(pod),
             Err(error) => {
                 tracing::debug!(%peer, %target, pod = %backend.workload.name, %error, "pod not reached");
                 return incoming.reject(&unreachable(&error));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::open::dial;
 use super::serve::{serve, unreachable};
-use super::splice::splice;
+use super::splice::{Unfinished, splice};
 use super::telemetry::baggage;
 use super::{Dial, MeshWatch, Stream};
 use crate::config::Config;
@@ -80,7 +80,7 @@ impl Inner {
             }
         };
         let application = match dial(&*self.dialer, destination, &self.config).await {
-            Ok(application) => application,
+            Ok(application) => Unfinished::new(application),
             Err(error) => {
                 tracing::debug!(%peer, %target, %error, "application not reached");
                 return incoming.reject(&unreachable(&error));

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::splice::splice;
+use super::splice::{Unfinished, splice};
 use super::telemetry::baggage;
 use super::{MeshWatch, Opened, Opener, Stream};
 use crate::authority::Authority;
@@ -70,35 +70,35 @@ impl Outbound {
         Ok(Connected { tunnel, route, identities })
     }
 
-    /// Carries one application's connection to `target` until it ends. When that fails, the application sees its connection
-    /// fail, not end.
+    /// Carries one application's connection to `target` until it ends. When that fails, or the future is dropped, the
+    /// application sees its connection fail, not end.
     ///
     /// # Errors
     ///
     /// As [`Outbound::connect`], or why the connection broke later.
     pub async fn serve(
         &self,
-        mut stream: impl Stream + 'static,
+        stream: impl Stream + 'static,
         target: &Authority,
         from: Option<SocketAddr>,
     ) -> Result<RelayStats> {
-        match self.connect(target, from).await {
-            Ok(connected) => self.carry(connected, stream).await,
-            Err(error) => {
-                stream.fail();
-                Err(error)
-            }
-        }
+        let stream = Unfinished::new(Box::new(stream));
+        let connected = self.connect(target, from).await?;
+        Self::join(connected, stream).await
     }
 
-    /// Joins an application's connection with the tunnel opened for it.
+    /// Joins an application's connection with the tunnel opened for it. When dropped, the connection fails.
     ///
     /// # Errors
     ///
     /// Why the connection broke, on whichever side. The other side then sees it fail, not end.
     pub async fn carry(&self, connected: Connected, stream: impl Stream + 'static) -> Result<RelayStats> {
+        Self::join(connected, Unfinished::new(Box::new(stream))).await
+    }
+
+    async fn join(connected: Connected, stream: Unfinished) -> Result<RelayStats> {
         let Connected { tunnel, route, identities } = connected;
-        let result = splice(tunnel, Box::new(stream)).await;
+        let result = splice(tunnel, stream).await;
         if let Ok(stats) = &result {
             let target = &route.authority;
             tracing::debug!(%target, ?identities, received = stats.a_to_b, sent = stats.b_to_a, "connection ended");
