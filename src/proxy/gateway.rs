@@ -69,7 +69,7 @@ impl Gateway {
 }
 
 impl Inner {
-    async fn tunnel(&self, incoming: Incoming) {
+    async fn tunnel(&self, mut incoming: Incoming) {
         let peer = incoming.peer_identity().map(ToString::to_string).unwrap_or_default();
         let target = incoming.authority().to_string();
         let mesh = self.mesh.borrow().clone();
@@ -80,7 +80,14 @@ impl Inner {
                 return incoming.reject(&refusal);
             }
         };
-        let pod = match dial(&*self.dialer, backend.address, &self.config).await {
+        let dialled = tokio::select! {
+            dialled = dial(&*self.dialer, backend.address, &self.config) => dialled,
+            () = incoming.cancelled() => {
+                tracing::debug!(%peer, %target, "given up by the client");
+                return;
+            }
+        };
+        let pod = match dialled {
             Ok(pod) => Unfinished::new(pod),
             Err(error) => {
                 tracing::debug!(%peer, %target, pod = %backend.workload.name, %error, "pod not reached");

@@ -69,7 +69,7 @@ impl Inbound {
 }
 
 impl Inner {
-    async fn tunnel(&self, incoming: Incoming, from: Option<SocketAddr>) {
+    async fn tunnel(&self, mut incoming: Incoming, from: Option<SocketAddr>) {
         let peer = incoming.peer_identity().map(ToString::to_string).unwrap_or_default();
         let target = incoming.authority().to_string();
         let (destination, workload) = match self.decide(&incoming, from) {
@@ -79,7 +79,14 @@ impl Inner {
                 return incoming.reject(&refusal);
             }
         };
-        let application = match dial(&*self.dialer, destination, &self.config).await {
+        let dialled = tokio::select! {
+            dialled = dial(&*self.dialer, destination, &self.config) => dialled,
+            () = incoming.cancelled() => {
+                tracing::debug!(%peer, %target, "given up by the client");
+                return;
+            }
+        };
+        let application = match dialled {
             Ok(application) => Unfinished::new(application),
             Err(error) => {
                 tracing::debug!(%peer, %target, %error, "application not reached");
