@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::open::Drivers;
 use super::splice::{Unfinished, splice};
 use super::telemetry::baggage;
 use super::{MeshWatch, Opened, Opener, Stream};
@@ -40,6 +41,7 @@ pub struct Connected {
     pub route: Route,
     /// The verified identities, from the outer hop to the inner one.
     pub identities: Vec<SpiffeId>,
+    drivers: Drivers,
 }
 
 impl Outbound {
@@ -66,8 +68,9 @@ impl Outbound {
         };
         let route = route::outbound(&mesh, source, target, &*inner.balance)?;
         let (outer, last) = inner.metadata(source, &route, from);
-        let Opened { tunnel, identities } = inner.opener.open(&route.path, &route.authority, &outer, &last).await?;
-        Ok(Connected { tunnel, route, identities })
+        let Opened { tunnel, identities, drivers } =
+            inner.opener.open(&route.path, &route.authority, &outer, &last).await?;
+        Ok(Connected { tunnel, route, identities, drivers })
     }
 
     /// Carries one application's connection to `target` until it ends. When that fails, or the future is dropped, the
@@ -87,7 +90,7 @@ impl Outbound {
         Self::join(connected, stream).await
     }
 
-    /// Joins an application's connection with the tunnel opened for it. When dropped, the connection fails.
+    /// Joins an application's connection with the tunnel opened for it, until both have ended and everything is sent. When dropped, the connection fails.
     ///
     /// # Errors
     ///
@@ -97,8 +100,10 @@ impl Outbound {
     }
 
     async fn join(connected: Connected, stream: Unfinished) -> Result<RelayStats> {
-        let Connected { tunnel, route, identities } = connected;
+        let Connected { tunnel, route, identities, drivers } = connected;
         let result = splice(tunnel, stream).await;
+        // A tunnel takes more than the network has taken yet.
+        drivers.ended().await;
         if let Ok(stats) = &result {
             let target = &route.authority;
             tracing::debug!(%target, ?identities, received = stats.a_to_b, sent = stats.b_to_a, "connection ended");
