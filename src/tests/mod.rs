@@ -3,3 +3,5 @@
 mod bulk;
 mod ends;
 mod harness;
+#[cfg(all(feature = "mesh-file", feature = "proxy"))]
+mod roles;
