@@ -4,6 +4,7 @@ mod driver;
 
 use std::fmt;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -189,7 +190,9 @@ impl Client {
     /// Whether the connection takes no more tunnels, because it ended or the peer sent GOAWAY. Tunnels that are open may
     /// still run.
     pub fn is_closed(&self) -> bool {
-        self.slots.is_closed()
+        // A clone: each handle of h2 keeps state of its own.
+        let gone = self.requests.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
+        self.slots.is_closed() || matches!(gone, Poll::Ready(Err(_)))
     }
 
     /// Who the peer has proved to be.

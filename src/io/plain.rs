@@ -32,6 +32,10 @@ impl<T> Plain<T> {
         &self.io
     }
 
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        &mut self.io
+    }
+
     /// The byte stream. Nothing that was read is lost: a read buffer is handed out as soon as it holds something.
     pub fn into_inner(self) -> T {
         self.io

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::open::dial;
 use super::serve::{serve, unreachable};
-use super::splice::splice;
+use super::splice::{Unfinished, splice};
 use super::{Dial, MeshWatch, Stream};
 use crate::balance::Balance;
 use crate::config::Config;
@@ -69,7 +69,7 @@ impl Gateway {
 }
 
 impl Inner {
-    async fn tunnel(&self, incoming: Incoming) {
+    async fn tunnel(&self, mut incoming: Incoming) {
         let peer = incoming.peer_identity().map(ToString::to_string).unwrap_or_default();
         let target = incoming.authority().to_string();
         let mesh = self.mesh.borrow().clone();
@@ -80,8 +80,15 @@ impl Inner {
                 return incoming.reject(&refusal);
             }
         };
-        let pod = match dial(&*self.dialer, backend.address, &self.config).await {
-            Ok(pod) => pod,
+        let dialled = tokio::select! {
+            dialled = dial(&*self.dialer, backend.address, &self.config) => dialled,
+            () = incoming.cancelled() => {
+                tracing::debug!(%peer, %target, "given up by the client");
+                return;
+            }
+        };
+        let pod = match dialled {
+            Ok(pod) => Unfinished::new(pod),
             Err(error) => {
                 tracing::info!(%peer, %target, pod = %backend.workload.name, %error, "pod not reached");
                 return incoming.reject(&unreachable(&error, "pod"));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::open::dial;
 use super::serve::{serve, unreachable};
-use super::splice::splice;
+use super::splice::{Unfinished, splice};
 use super::telemetry::baggage;
 use super::{Dial, MeshWatch, Stream};
 use crate::config::Config;
@@ -69,7 +69,7 @@ impl Inbound {
 }
 
 impl Inner {
-    async fn tunnel(&self, incoming: Incoming, from: Option<SocketAddr>) {
+    async fn tunnel(&self, mut incoming: Incoming, from: Option<SocketAddr>) {
         let peer = incoming.peer_identity().map(ToString::to_string).unwrap_or_default();
         let target = incoming.authority().to_string();
         let (destination, workload) = match self.decide(&incoming, from) {
@@ -79,8 +79,15 @@ impl Inner {
                 return incoming.reject(&refusal);
             }
         };
-        let application = match dial(&*self.dialer, destination, &self.config).await {
-            Ok(application) => application,
+        let dialled = tokio::select! {
+            dialled = dial(&*self.dialer, destination, &self.config) => dialled,
+            () = incoming.cancelled() => {
+                tracing::debug!(%peer, %target, "given up by the client");
+                return;
+            }
+        };
+        let application = match dialled {
+            Ok(application) => Unfinished::new(application),
             Err(error) => {
                 tracing::info!(%peer, %target, %error, "application not reached");
                 return incoming.reject(&unreachable(&error, "application"));

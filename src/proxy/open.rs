@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::{BoxStream, Dial};
@@ -34,6 +35,21 @@ pub struct Opened {
     pub tunnel: TunnelStream,
     /// The verified identities, from the outer hop to the inner one.
     pub identities: Vec<SpiffeId>,
+    pub(super) drivers: Drivers,
+}
+
+/// The tasks that move the frames of a path. Dropped, they go on.
+#[derive(Debug, Default)]
+pub(super) struct Drivers(Vec<JoinHandle<Result<()>>>);
+
+impl Drivers {
+    /// Waits until everything is sent. The tunnel must be gone: that is what the tasks end after.
+    pub(super) async fn ended(self) {
+        for driver in self.0 {
+            // Why a connection failed its tunnel has been told.
+            let _ = driver.await;
+        }
+    }
 }
 
 impl Opener {
@@ -52,7 +68,8 @@ impl Opener {
     ///
     /// Whatever failed first; [`Error::hop`] says at which hop.
     pub async fn open(&self, path: &Path, authority: &Authority, outer: &Metadata, inner: &Metadata) -> Result<Opened> {
-        let mut client = self.first_hop(path.first()).await.map_err(|e| match e.hop() {
+        let mut drivers = Drivers::default();
+        let mut client = self.first_hop(path.first(), &mut drivers).await.map_err(|e| match e.hop() {
             Some(_) => e,
             None => e.with_peer(path.first().address).with_hop(0),
         })?;
@@ -60,20 +77,20 @@ impl Opener {
         identities.extend(client.peer_identity().cloned());
         for hop in path.tunnelled() {
             let (next, driver) = nested::extend(&client, hop, &self.tls, outer).await?;
-            tokio::spawn(driver);
+            drivers.0.push(tokio::spawn(driver));
             identities.extend(next.peer_identity().cloned());
             client = next;
         }
         let tunnel = client.connect(authority, inner).await?;
-        Ok(Opened { tunnel, identities })
+        Ok(Opened { tunnel, identities, drivers })
     }
 
-    async fn first_hop(&self, hop: &DirectHop) -> Result<Client> {
+    async fn first_hop(&self, hop: &DirectHop, drivers: &mut Drivers) -> Result<Client> {
         let stream = dial(&*self.dialer, hop.address, &self.config).await?;
         let stream = self.tls.connect(ReadAhead::new(stream), &hop.accept).await?;
         let peer = stream.peer_identity().clone();
         let (client, driver) = Builder::new().config(self.config.clone()).peer(peer).handshake(stream).await?;
-        tokio::spawn(driver);
+        drivers.0.push(tokio::spawn(driver));
         Ok(client)
     }
 }

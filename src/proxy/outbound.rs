@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::splice::splice;
+use super::open::Drivers;
+use super::splice::{Unfinished, splice};
 use super::telemetry::baggage;
 use super::{MeshWatch, Opened, Opener, Stream};
 use crate::authority::Authority;
@@ -40,6 +41,7 @@ pub struct Connected {
     pub route: Route,
     /// The verified identities, from the outer hop to the inner one.
     pub identities: Vec<SpiffeId>,
+    drivers: Drivers,
 }
 
 impl Outbound {
@@ -61,35 +63,38 @@ impl Outbound {
         self.0.connect(target, from).await.map_err(|e| e.with_target(target))
     }
 
-    /// Carries one application's connection to `target` until it ends. When that fails, the application sees its connection
-    /// fail, not end.
+    /// Carries one application's connection to `target` until it ends. When that fails, or the future is dropped, the
+    /// application sees its connection fail, not end.
     ///
     /// # Errors
     ///
     /// As [`Outbound::connect`], or why the connection broke later.
     pub async fn serve(
         &self,
-        mut stream: impl Stream + 'static,
+        stream: impl Stream + 'static,
         target: &Authority,
         from: Option<SocketAddr>,
     ) -> Result<RelayStats> {
-        match self.connect(target, from).await {
-            Ok(connected) => self.carry(connected, stream).await,
-            Err(error) => {
-                stream.fail();
-                Err(error)
-            }
-        }
+        let stream = Unfinished::new(Box::new(stream));
+        let connected = self.connect(target, from).await?;
+        Self::join(connected, stream).await
     }
 
-    /// Joins an application's connection with the tunnel opened for it.
+    /// Joins an application's connection with the tunnel opened for it, until both have ended and everything is sent. When
+    /// dropped, the connection fails.
     ///
     /// # Errors
     ///
     /// Why the connection broke, on whichever side. The other side then sees it fail, not end.
     pub async fn carry(&self, connected: Connected, stream: impl Stream + 'static) -> Result<RelayStats> {
-        let Connected { tunnel, route, identities } = connected;
-        let result = splice(tunnel, Box::new(stream)).await;
+        Self::join(connected, Unfinished::new(Box::new(stream))).await
+    }
+
+    async fn join(connected: Connected, stream: Unfinished) -> Result<RelayStats> {
+        let Connected { tunnel, route, identities, drivers } = connected;
+        let result = splice(tunnel, stream).await;
+        // A tunnel takes more than the network has taken yet.
+        drivers.ended().await;
         if let Ok(stats) = &result {
             let target = &route.authority;
             tracing::debug!(%target, ?identities, received = stats.a_to_b, sent = stats.b_to_a, "connection ended");
@@ -107,8 +112,9 @@ impl Inner {
         };
         let route = route::outbound(&mesh, source, target, &*self.balance)?;
         let (outer, last) = self.metadata(source, &route, from);
-        let Opened { tunnel, identities } = self.opener.open(&route.path, &route.authority, &outer, &last).await?;
-        Ok(Connected { tunnel, route, identities })
+        let opened = self.opener.open(&route.path, &route.authority, &outer, &last).await?;
+        let Opened { tunnel, identities, drivers } = opened;
+        Ok(Connected { tunnel, route, identities, drivers })
     }
 
     /// What the CONNECTs say: to the hops on the way, and to the far end alone.

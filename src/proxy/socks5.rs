@@ -49,7 +49,9 @@ pub async fn serve(
     let target = match timeout(GREETING_TIMEOUT, greet(&mut stream)).await {
         Ok(Ok(target)) => target,
         Ok(Err((reply, error))) => {
-            answer(&mut stream, reply).await;
+            if let Some(reply) = reply {
+                answer(&mut stream, reply).await;
+            }
             return Err(error);
         }
         Err(_) => {
@@ -73,14 +75,21 @@ pub async fn serve(
     }
 }
 
-/// Reads the greeting and the request. The reply goes with the error.
-async fn greet(stream: &mut (impl Stream + 'static)) -> Result<Authority, (Reply, Error)> {
-    let protocol =
-        |what: &'static str| (Reply::Failure, Error::new(ErrorKind::Protocol, Layer::Application, Side::Remote, what));
-    let broken = |e: io::Error| {
-        let error = Error::new(ErrorKind::Closed, Layer::Application, Side::Remote, "reading a SOCKS5 request");
-        (Reply::Failure, error.with_source(e))
-    };
+/// Reads the greeting and the request. The reply goes with the error, unless there was no request to reply to.
+async fn greet(stream: &mut (impl Stream + 'static)) -> Result<Authority, (Option<Reply>, Error)> {
+    choose_method(stream).await.map_err(|e| (None, e))?;
+    request(stream).await.map_err(|(reply, e)| (Some(reply), e))
+}
+
+fn protocol(what: &'static str) -> Error {
+    Error::new(ErrorKind::Protocol, Layer::Application, Side::Remote, what)
+}
+
+fn broken(e: io::Error) -> Error {
+    Error::new(ErrorKind::Closed, Layer::Application, Side::Remote, "reading a SOCKS5 request").with_source(e)
+}
+
+async fn choose_method(stream: &mut (impl Stream + 'static)) -> Result<()> {
     if stream.read_u8().await.map_err(broken)? != VERSION {
         return Err(protocol("the connection does not start with a SOCKS5 greeting"));
     }
@@ -91,6 +100,12 @@ async fn greet(stream: &mut (impl Stream + 'static)) -> Result<Authority, (Reply
     if method == NO_ACCEPTABLE_METHOD {
         return Err(protocol("the SOCKS5 client insists on authentication, and there is none"));
     }
+    Ok(())
+}
+
+async fn request(stream: &mut (impl Stream + 'static)) -> Result<Authority, (Reply, Error)> {
+    let protocol = |what| (Reply::Failure, protocol(what));
+    let broken = |e| (Reply::Failure, broken(e));
     let mut head = [0; 4];
     stream.read_exact(&mut head).await.map_err(broken)?;
     let [version, command, _, address_type] = head;

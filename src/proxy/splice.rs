@@ -5,14 +5,36 @@ use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{Plain, RelayEnd, RelayStats, relay};
 use crate::tunnel::{ResetReason, TunnelStream};
 
+/// A byte stream that is not at its end. Dropped like this, for whatever reason, it fails: what was cut off must not look
+/// whole.
+pub(super) struct Unfinished {
+    stream: Plain<BoxStream>,
+    finished: bool,
+}
+
+impl Unfinished {
+    pub(super) fn new(stream: BoxStream) -> Self {
+        Self { stream: Plain::new(stream), finished: false }
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.stream.get_mut().fail();
+        }
+    }
+}
+
 /// Joins them: `a_to_b` counts what left the tunnel. A failure of one ends the other as a failure too.
-pub(super) async fn splice(mut tunnel: TunnelStream, stream: BoxStream) -> Result<RelayStats> {
-    let mut stream = Plain::new(stream);
-    let error = match relay(&mut tunnel, &mut stream).await {
-        Ok(stats) => return Ok(stats),
+pub(super) async fn splice(mut tunnel: TunnelStream, mut stream: Unfinished) -> Result<RelayStats> {
+    let error = match relay(&mut tunnel, &mut stream.stream).await {
+        Ok(stats) => {
+            stream.finished = true;
+            return Ok(stats);
+        }
         Err(error) => error,
     };
-    stream.into_inner().fail();
     let (layer, side) = match error.end() {
         RelayEnd::A => (Layer::Tunnel, Side::Remote),
         RelayEnd::B => {

@@ -1,7 +1,9 @@
 //! A tunnel that a peer asks for.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
@@ -50,6 +52,16 @@ impl Incoming {
     /// Who the peer has proved to be. `None` where the connection runs over a byte stream that knows of none.
     pub fn peer_identity(&self) -> Option<&SpiffeId> {
         self.shared.peer()
+    }
+
+    /// Waits until the peer has given the request up, or the connection is gone: there is nobody left to answer. Cancel safe.
+    pub async fn cancelled(&mut self) {
+        poll_fn(|cx| match &mut self.parts {
+            // An error, too, means that the stream is gone.
+            Some((_, respond)) => respond.poll_reset(cx).map(drop),
+            None => Poll::Ready(()),
+        })
+        .await;
     }
 
     /// Answers 200 with `metadata` and opens the tunnel. The tunnel keeps the metadata of the CONNECT.

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+#[cfg(feature = "proxy")]
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{DuplexStream, duplex};
@@ -49,6 +51,17 @@ impl Network {
             Some(Ok(())) => Ok(near),
             _ => Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("nobody listens on {address}"))),
         }
+    }
+}
+
+#[cfg(feature = "proxy")]
+impl crate::proxy::Dial for Network {
+    fn dial(
+        &self,
+        address: SocketAddr,
+    ) -> Pin<Box<dyn Future<Output = io::Result<crate::proxy::BoxStream>> + Send + '_>> {
+        let connected = self.connect(address).map(|stream| Box::new(stream) as crate::proxy::BoxStream);
+        Box::pin(std::future::ready(connected))
     }
 }
 

@@ -18,5 +18,7 @@ mod handshakes;
 mod identity;
 mod layering;
 mod limits;
+#[cfg(all(feature = "mesh-file", feature = "proxy"))]
+mod roles;
 mod silence;
 mod wire;
