@@ -28,6 +28,7 @@ struct Inner {
     layer: Layer,
     side: Side,
     hop: Option<usize>,
+    target: Option<String>,
     doing: Cow<'static, str>,
     peer: Option<String>,
     advice: Option<&'static str>,
@@ -109,6 +110,7 @@ impl Error {
             layer,
             side,
             hop: None,
+            target: None,
             doing: doing.into(),
             peer: None,
             advice: None,
@@ -130,6 +132,12 @@ impl Error {
             return self;
         }
         self.edit(|e| e.peer = Some(peer.to_string()))
+    }
+
+    /// Names where it was all to lead.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn with_target(self, target: impl fmt::Display) -> Self {
+        self.edit(|e| e.target = Some(target.to_string()))
     }
 
     /// Replaces the general advice for this kind of failure.
@@ -170,6 +178,11 @@ impl Error {
     /// The peer: an address, an authority or a SPIFFE ID, whichever says most.
     pub fn peer(&self) -> Option<&str> {
         self.0.peer.as_deref()
+    }
+
+    /// Where the application's connection was to lead, once a role is in play.
+    pub fn target(&self) -> Option<&str> {
+        self.0.target.as_deref()
     }
 
     /// The refusal, where the peer answered the CONNECT with something other than 200.
@@ -228,7 +241,7 @@ impl Error {
         }
         Some(match (&self.0.kind, self.0.layer) {
             (ErrorKind::InvalidCredentials, _) => {
-                "renew the certificate, or check that chain, key and roots belong together"
+                "check that certificate, key and roots are there, belong together and are in date"
             }
             (ErrorKind::Unreachable, _) => "check the address, that the peer listens, and network policies on its port",
             (ErrorKind::Timeout, Layer::Dial) => "check that no network policy or firewall drops packets to this port",
@@ -269,6 +282,9 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let e = &*self.0;
+        if let Some(target) = &e.target {
+            write!(f, "to {target}: ")?;
+        }
         if let Some(hop) = e.hop {
             write!(f, "hop {hop}, ")?;
         }

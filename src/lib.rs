@@ -91,3 +91,8 @@ pub use crate::identity::{AcceptedIdentities, SpiffeId, SpiffeIdError, TrustDoma
 pub use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 pub use crate::refusal::{Refusal, RefusalReason};
 pub use crate::tunnel::{ResetReason, TunnelRecv, TunnelSend, TunnelStream};
+
+// Runs the README's examples with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

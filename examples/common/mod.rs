@@ -2,9 +2,12 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +20,7 @@ use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
@@ -67,15 +71,17 @@ impl Common {
 
     /// Says that all listeners are up, waits for a signal, and drains.
     pub(crate) async fn run(&self, mut tasks: JoinSet<()>, drain: Drain, watch: Watch) -> Result<(), Box<dyn Error>> {
+        let draining = Arc::new(AtomicBool::new(false));
         if let Some(address) = self.admin {
             let listener = tcp::listen(address)?;
             tracing::info!(address = %listener.local_addr()?, "admin");
-            tasks.spawn(tcp::accept_each(listener, watch.clone(), admin));
+            tokio::spawn(admin(listener, draining.clone()));
         }
         drop(watch);
         println!("ready");
         stop_signal().await?;
         tracing::info!("draining");
+        draining.store(true, Ordering::Relaxed);
         let report = drain.drain(Duration::from_secs(self.drain)).await;
         if !report.completed {
             tracing::warn!(forced = report.forced, "connections cut at the end of the drain");
@@ -91,7 +97,11 @@ where
     F: Future<Output = Result<(), Box<dyn Error>>>,
 {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -108,21 +118,26 @@ where
     }
 }
 
-async fn admin(stream: tokio::net::TcpStream, _peer: SocketAddr, drain: Watch) {
-    let answer = service_fn(|request: Request<hyper::body::Incoming>| {
-        let (status, text) = match request.uri().path() {
-            "/healthz/ready" if drain.is_draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-            "/healthz/ready" => (StatusCode::OK, "ready\n"),
-            _ => (StatusCode::NOT_FOUND, "there is /healthz/ready\n"),
-        };
-        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
-        *response.status_mut() = status;
-        std::future::ready(Ok::<_, Infallible>(response))
-    });
-    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
-    tokio::select! {
-        _ = connection => {}
-        () = drain.graceful() => {}
+/// Answers until the process ends, so that it also tells of the drain.
+async fn admin(listener: TcpListener, draining: Arc<AtomicBool>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let draining = draining.clone();
+        let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
+            let (status, text) = match request.uri().path() {
+                "/healthz/ready" if draining.load(Ordering::Relaxed) => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+                "/healthz/ready" => (StatusCode::OK, "ready\n"),
+                _ => (StatusCode::NOT_FOUND, "there is /healthz/ready\n"),
+            };
+            let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+            *response.status_mut() = status;
+            std::future::ready(Ok::<_, Infallible>(response))
+        });
+        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "admin connection");
+            }
+        });
     }
 }
 

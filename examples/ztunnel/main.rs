@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use common::{Common, Loaded};
 use hbone::balance::WeightedRandom;
 use hbone::io::RelayStats;
@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 /// A mesh proxy for one workload
 #[derive(Parser, Debug)]
 #[command(name = "ztunnel")]
+#[command(group(ArgGroup::new("listeners").required(true).multiple(true).args(["inbound", "outbound", "socks5", "forward"])))]
 struct Args {
     /// The workload that is served
     #[arg(long, value_name = "NS/NAME", value_parser = workload)]
@@ -82,7 +83,8 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
         [("--network", own.network.as_str(), &args.network), ("--cluster", &*own.cluster, &args.cluster)]
     {
         if must.as_ref().is_some_and(|must| must != is) {
-            return Err(format!("{namespace}/{name} is in {is:?}, and {flag} says otherwise").into());
+            let must = must.as_deref().unwrap_or_default();
+            return Err(format!("{namespace}/{name} is in {is:?}, and {flag} says {must:?}").into());
         }
     }
 

@@ -54,6 +54,9 @@ where
         let result = Pin::new(&mut this.connection).poll(cx);
         // The peer may change its limit at any time, and tells it first right after the handshake.
         this.slots.set_peer_limit(this.connection.max_concurrent_send_streams());
+        if this.shared.is_going_away() && !this.slots.is_closed() {
+            this.slots.close();
+        }
         match result {
             Poll::Pending => Poll::Pending,
             Poll::Ready(result) => {
@@ -68,6 +71,7 @@ where
 impl<IO> Drop for Driver<IO> {
     fn drop(&mut self) {
         self.slots.close();
+        self.shared.close();
     }
 }
 

@@ -4,7 +4,6 @@ mod driver;
 
 use std::fmt;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -51,7 +50,8 @@ pub struct Load {
 ///
 /// # Errors
 ///
-/// When `io` fails while the preface is written.
+/// When `io` fails while the preface is written, or takes none of it for the
+/// [`http2_timeout`](Config::with_http2_timeout).
 pub async fn handshake<IO>(io: IO) -> Result<(Client, Driver<IO>)>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
@@ -95,18 +95,23 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// When `io` fails while the preface is written.
+    /// As [`handshake`].
     pub async fn handshake<IO>(self, io: IO) -> Result<(Client, Driver<IO>)>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send,
     {
+        const DOING: &str = "sending the HTTP/2 preface";
         let Self { config, peer, hop } = self;
         let shared = Shared::new(peer, Some(hop));
-        let transport = Transport::new(io, shared.clone(), config.linger_timeout);
-        let (requests, mut connection) = client_builder(&config)
-            .handshake(transport)
-            .await
-            .map_err(|e| shared.explain(e, Layer::Http2, "starting HTTP/2"))?;
+        let transport = Transport::new(io, shared.clone(), config.linger_timeout, Side::Local);
+        let starting = client_builder(&config).handshake(transport);
+        let (requests, mut connection) = match timeout(config.http2_timeout, starting).await {
+            Ok(Ok(started)) => started,
+            Ok(Err(e)) => return Err(shared.explain(e, Layer::Http2, DOING)),
+            Err(_) => {
+                return Err(shared.describe(Error::new(ErrorKind::Timeout, Layer::Http2, Side::Remote, DOING)));
+            }
+        };
         let slots = Slots::new(config.max_tunnels as usize, requests.current_max_send_streams());
         let upkeep = Upkeep::new(&config, connection.ping_pong());
         let driver = Driver::new(connection, upkeep, slots.clone(), shared.clone());
@@ -184,8 +189,7 @@ impl Client {
     /// Whether the connection takes no more tunnels, because it ended or the peer sent GOAWAY. Tunnels that are open may
     /// still run.
     pub fn is_closed(&self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        self.slots.is_closed() || matches!(self.requests.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
+        self.slots.is_closed()
     }
 
     /// Who the peer has proved to be.

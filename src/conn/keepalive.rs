@@ -56,6 +56,10 @@ impl Keepalive {
             self.enter(State::Alive, self.interval);
             self.reads_seen = reads;
         }
+        if self.state == State::Asked && reads != self.reads_seen {
+            self.enter(State::Alive, self.interval);
+            self.reads_seen = reads;
+        }
         while let Some(timer) = &mut self.timer {
             ready!(timer.as_mut().poll(cx));
             let heard = reads != self.reads_seen;
@@ -65,14 +69,14 @@ impl Keepalive {
                 State::Alive if heard => self.enter(State::Alive, self.interval),
                 State::Alive => {
                     if let Some(ping) = &mut self.ping.0 {
+                        // Takes the answer to the last PING: no other can be sent before that. And wakes the driver when the
+                        // next one is answered.
+                        let _ = ping.poll_pong(cx);
                         // Fails only while an earlier one is unanswered, which asks the same question.
                         let _ = ping.send_ping(Ping::opaque());
-                        // Takes the answer, so that the next PING may be sent.
-                        let _ = ping.poll_pong(cx);
                     }
                     self.enter(State::Asked, Some(self.timeout));
                 }
-                State::Asked if heard => self.enter(State::Alive, self.interval),
                 State::Asked => return Poll::Ready(silent("waiting for the answer to a keepalive PING")),
             }
         }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -28,19 +28,43 @@ pub(crate) struct LingeringTunnel {
 /// From the tunnels to the driver.
 #[derive(Debug, Default)]
 pub(super) struct LingerQueue {
-    queue: Mutex<Vec<LingeringTunnel>>,
+    queue: Mutex<Queue>,
     driver: AtomicWaker,
 }
 
+#[derive(Debug, Default)]
+struct Queue {
+    tunnels: Vec<LingeringTunnel>,
+    closed: bool,
+}
+
 impl LingerQueue {
+    /// Hands a tunnel to the driver, or drops it when there is none any more.
     pub(super) fn push(&self, tunnel: LingeringTunnel) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(tunnel);
-        self.driver.wake();
+        let mut queue = self.lock();
+        if !queue.closed {
+            queue.tunnels.push(tunnel);
+            self.driver.wake();
+        }
+    }
+
+    /// The driver is gone.
+    pub(super) fn close(&self) {
+        let tunnels = {
+            let mut queue = self.lock();
+            queue.closed = true;
+            std::mem::take(&mut queue.tunnels)
+        };
+        drop(tunnels);
     }
 
     fn take(&self, cx: &Context<'_>) -> Vec<LingeringTunnel> {
         self.driver.register(cx.waker());
-        std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.lock().tunnels)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,11 +1,12 @@
 //! What the client's and the server's end of one HTTP/2 connection have in common.
 
+mod goaway;
 mod keepalive;
 mod linger;
 mod settings;
 mod transport;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
@@ -19,6 +20,8 @@ use linger::{LingerQueue, Lingering};
 pub(crate) use settings::{client_builder, server_builder};
 pub(crate) use transport::Transport;
 
+const DRIVING: &str = "driving the connection";
+
 /// What the tunnels of a connection and its driver know of each other.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -28,6 +31,8 @@ pub(crate) struct Shared {
     activity: AtomicU64,
     /// Why the connection ended. Set before HTTP/2 tells the tunnels, which would else only know that it did.
     failure: OnceLock<Error>,
+    /// The peer takes no more tunnels.
+    going_away: AtomicBool,
     linger: LingerQueue,
 }
 
@@ -38,6 +43,7 @@ impl Shared {
             hop,
             activity: AtomicU64::new(0),
             failure: OnceLock::new(),
+            going_away: AtomicBool::new(false),
             linger: LingerQueue::default(),
         })
     }
@@ -49,6 +55,11 @@ impl Shared {
     /// Leaves a finished tunnel to the driver, which waits for the peer's end.
     pub(crate) fn linger(&self, tunnel: LingeringTunnel) {
         self.linger.push(tunnel);
+    }
+
+    /// The driver is gone: nobody waits for anything any more.
+    pub(crate) fn close(&self) {
+        self.linger.close();
     }
 
     /// Fills in who and where.
@@ -72,10 +83,32 @@ impl Shared {
         self.failure.get().cloned()
     }
 
-    /// The error for somebody who finds the connection gone.
+    /// Takes note of a GOAWAY by this or the other side. With an error it is why the connection will end.
+    fn note_go_away(&self, code: u32, side: Side) {
+        if side == Side::Remote {
+            self.going_away.store(true, Ordering::Release);
+        }
+        if code != u32::from(h2::Reason::NO_ERROR) {
+            self.fail(Error::new(ErrorKind::GoAway(code), Layer::Http2, side, DRIVING));
+        }
+    }
+
+    /// Whether the peer has sent GOAWAY.
+    pub(crate) fn is_going_away(&self) -> bool {
+        self.going_away.load(Ordering::Acquire)
+    }
+
+    /// The error for somebody who finds the connection gone, or going.
     pub(crate) fn gone(&self, doing: &'static str) -> Error {
-        self.failure()
-            .unwrap_or_else(|| self.describe(Error::new(ErrorKind::Closed, Layer::Http2, Side::Remote, doing)))
+        self.failure().unwrap_or_else(|| {
+            let kind = if self.is_going_away() { ErrorKind::GoAway(0) } else { ErrorKind::Closed };
+            self.describe(Error::new(kind, Layer::Http2, Side::Remote, doing))
+        })
+    }
+
+    /// The connection's failure, where a stream that HTTP/2 says was reset with `code` went down with it.
+    pub(crate) fn failure_behind_reset(&self, code: u32) -> Option<Error> {
+        self.failure().filter(|failure| *failure.kind() == ErrorKind::GoAway(code))
     }
 
     /// What an error of HTTP/2 means.
@@ -146,6 +179,6 @@ impl Upkeep {
 pub(crate) fn driver_result(shared: &Shared, result: Result<(), h2::Error>) -> Result<()> {
     match result {
         Ok(()) => Ok(()),
-        Err(e) => Err(shared.fail(shared.explain(e, Layer::Http2, "driving the connection"))),
+        Err(e) => Err(shared.fail(shared.explain(e, Layer::Http2, DRIVING))),
     }
 }

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::Shared;
+use super::goaway::GoAwayScanner;
 use crate::error::{Error, ErrorKind, Layer, Side};
 use crate::tls::classify;
 
@@ -30,6 +31,8 @@ pub(crate) struct Transport<IO> {
     shared: Arc<Shared>,
     linger_timeout: Duration,
     burst_left: usize,
+    incoming: GoAwayScanner,
+    outgoing: GoAwayScanner,
     closing: Closing,
 }
 
@@ -41,8 +44,27 @@ enum Closing {
 }
 
 impl<IO> Transport<IO> {
-    pub(crate) fn new(io: IO, shared: Arc<Shared>, linger_timeout: Duration) -> Self {
-        Self { io, shared, linger_timeout, burst_left: READ_BURST, closing: Closing::Open }
+    /// `client` says which side is the client, whose bytes begin with a preface.
+    pub(crate) fn new(io: IO, shared: Arc<Shared>, linger_timeout: Duration, client: Side) -> Self {
+        Self {
+            io,
+            shared,
+            linger_timeout,
+            burst_left: READ_BURST,
+            incoming: GoAwayScanner::new(client == Side::Remote),
+            outgoing: GoAwayScanner::new(client == Side::Local),
+            closing: Closing::Open,
+        }
+    }
+
+    fn written<'a>(&mut self, pieces: impl IntoIterator<Item = &'a [u8]>, mut written: usize) {
+        for piece in pieces {
+            let piece = &piece[..piece.len().min(written)];
+            written -= piece.len();
+            if let Some(code) = self.outgoing.scan(piece) {
+                self.shared.note_go_away(code, Side::Local);
+            }
+        }
     }
 
     fn note<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -100,6 +122,9 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Transport<IO> {
         if read > 0 {
             self.shared.count_read();
         }
+        if let Some(code) = self.incoming.scan(&buf.filled()[before..]) {
+            self.shared.note_go_away(code, Side::Remote);
+        }
         self.burst_left = if result.is_pending() { READ_BURST } else { self.burst_left.saturating_sub(read) };
         self.note(result)
     }
@@ -108,6 +133,9 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Transport<IO> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        if let Poll::Ready(Ok(n)) = result {
+            self.written([buf], n);
+        }
         self.note_write(cx, result)
     }
 
@@ -117,6 +145,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        if let Poll::Ready(Ok(n)) = result {
+            self.written(bufs.iter().map(|buf| &**buf), n);
+        }
         self.note_write(cx, result)
     }
 

@@ -76,15 +76,15 @@ impl Inner {
         let backend = match route::gateway(&mesh, &self.network, incoming.authority(), &*self.balance) {
             Ok(backend) => backend,
             Err(refusal) => {
-                tracing::debug!(%peer, %target, %refusal, "tunnel refused");
+                tracing::info!(%peer, %target, %refusal, "tunnel refused");
                 return incoming.reject(&refusal);
             }
         };
         let pod = match dial(&*self.dialer, backend.address, &self.config).await {
             Ok(pod) => pod,
             Err(error) => {
-                tracing::debug!(%peer, %target, pod = %backend.workload.name, %error, "pod not reached");
-                return incoming.reject(&unreachable(&error));
+                tracing::info!(%peer, %target, pod = %backend.workload.name, %error, "pod not reached");
+                return incoming.reject(&unreachable(&error, "pod"));
             }
         };
         let ended = match incoming.accept(&Metadata::default()) {

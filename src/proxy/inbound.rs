@@ -75,15 +75,15 @@ impl Inner {
         let (destination, workload) = match self.decide(&incoming, from) {
             Ok(decision) => decision,
             Err(refusal) => {
-                tracing::debug!(%peer, %target, %refusal, "tunnel refused");
+                tracing::info!(%peer, %target, %refusal, "tunnel refused");
                 return incoming.reject(&refusal);
             }
         };
         let application = match dial(&*self.dialer, destination, &self.config).await {
             Ok(application) => application,
             Err(error) => {
-                tracing::debug!(%peer, %target, %error, "application not reached");
-                return incoming.reject(&unreachable(&error));
+                tracing::info!(%peer, %target, %error, "application not reached");
+                return incoming.reject(&unreachable(&error, "application"));
             }
         };
         let answer = Metadata::default().with_baggage(baggage(&workload));

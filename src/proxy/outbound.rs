@@ -58,16 +58,7 @@ impl Outbound {
     ///
     /// [`ErrorKind::NoRoute`] when the mesh knows no way, or as [`Opener::open`].
     pub async fn connect(&self, target: &Authority, from: Option<SocketAddr>) -> Result<Connected> {
-        let inner = &self.0;
-        let mesh = inner.mesh.borrow().clone();
-        let Some(source) = mesh.workload_named(&inner.namespace, &inner.name) else {
-            let doing = format!("{}/{} is not in the mesh (any more)", inner.namespace, inner.name);
-            return Err(Error::new(ErrorKind::NoRoute, Layer::Route, Side::Local, doing));
-        };
-        let route = route::outbound(&mesh, source, target, &*inner.balance)?;
-        let (outer, last) = inner.metadata(source, &route, from);
-        let Opened { tunnel, identities } = inner.opener.open(&route.path, &route.authority, &outer, &last).await?;
-        Ok(Connected { tunnel, route, identities })
+        self.0.connect(target, from).await.map_err(|e| e.with_target(target))
     }
 
     /// Carries one application's connection to `target` until it ends. When that fails, the application sees its connection
@@ -108,6 +99,18 @@ impl Outbound {
 }
 
 impl Inner {
+    async fn connect(&self, target: &Authority, from: Option<SocketAddr>) -> Result<Connected> {
+        let mesh = self.mesh.borrow().clone();
+        let Some(source) = mesh.workload_named(&self.namespace, &self.name) else {
+            let doing = format!("{}/{} is not in the mesh (any more)", self.namespace, self.name);
+            return Err(Error::new(ErrorKind::NoRoute, Layer::Route, Side::Local, doing));
+        };
+        let route = route::outbound(&mesh, source, target, &*self.balance)?;
+        let (outer, last) = self.metadata(source, &route, from);
+        let Opened { tunnel, identities } = self.opener.open(&route.path, &route.authority, &outer, &last).await?;
+        Ok(Connected { tunnel, route, identities })
+    }
+
     /// What the CONNECTs say: to the hops on the way, and to the far end alone.
     fn metadata(&self, source: &Workload, route: &Route, from: Option<SocketAddr>) -> (Metadata, Metadata) {
         let trace = Traceparent::random(&mut self.trace_ids.lock().unwrap_or_else(PoisonError::into_inner));

@@ -70,8 +70,9 @@ where
     Ok(())
 }
 
-/// The refusal for a destination that could not be reached.
-pub(super) fn unreachable(error: &Error) -> Refusal {
+/// The refusal for a destination that could not be reached. Its address and the whole story stay on this side: the peer may
+/// be in another network.
+pub(super) fn unreachable(error: &Error, what: &str) -> Refusal {
     use std::io::ErrorKind as Io;
     let cause = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
     let reason = match (error.kind(), cause.map(std::io::Error::kind)) {
@@ -80,5 +81,5 @@ pub(super) fn unreachable(error: &Error) -> Refusal {
         (_, Some(Io::ConnectionReset | Io::ConnectionAborted)) => RefusalReason::ConnectionTerminated,
         _ => RefusalReason::DestinationUnavailable,
     };
-    Refusal::new(reason).with_details(error.to_string())
+    Refusal::new(reason).with_details(format!("the {what} could not be reached"))
 }

@@ -122,7 +122,8 @@ where
             }
         }
     }
-    drop(listener);
+    // Refuses what comes from now on, and does not count as something that has to finish.
+    drop((listener, drain));
     while tasks.join_next().await.is_some() {}
 }
 

@@ -81,7 +81,7 @@ impl Builder {
         const DOING: &str = "waiting for the peer's HTTP/2 preface";
         let Self { config, peer } = self;
         let shared = Shared::new(peer, None);
-        let transport = Transport::new(io, shared.clone(), config.linger_timeout);
+        let transport = Transport::new(io, shared.clone(), config.linger_timeout, Side::Remote);
         let mut connection = match timeout(config.http2_timeout, server_builder(&config).handshake(transport)).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(e)) => return Err(shared.explain(e, Layer::Http2, DOING)),
@@ -175,6 +175,12 @@ fn target(head: &http::request::Parts) -> Result<Authority, Refusal> {
     }
     let authority = head.uri.authority().map_or("", |authority| authority.as_str());
     authority.parse().map_err(|e: AuthorityError| invalid(e.to_string()))
+}
+
+impl<IO> Drop for Server<IO> {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
 }
 
 impl<IO> fmt::Debug for Server<IO> {

@@ -1,16 +1,22 @@
 //! Integration tests: whole tunnels over pipes, TCP and Unix sockets.
 
-mod bulk;
-mod ends;
 mod harness;
+mod peers;
+mod raw;
+mod rust_source;
 
 mod any_bytes;
 mod bad_answers;
 mod bad_input;
+mod bulk;
 mod credentials;
+mod ends;
+mod flow;
 mod frames;
+mod goaway;
 mod handshakes;
 mod identity;
 mod layering;
-mod peers;
-mod rust_source;
+mod limits;
+mod silence;
+mod wire;

@@ -79,9 +79,8 @@ impl Credentials {
             .load_private_key(key)
             .map_err(|e| invalid("the private key can't be used").with_source(e))?;
         let key = CertifiedKey::new(chain, signing);
-        key.keys_match().map_err(|e| {
-            invalid(format!("the private key does not belong to the certificate of {identity}")).with_source(e)
-        })?;
+        key.keys_match()
+            .map_err(|_| invalid(format!("the private key does not belong to the certificate of {identity}")))?;
         check_chain(&key.cert, &store).map_err(|e| with_cause(invalid(format!("the certificate of {identity}")), e))?;
         let client_verifier = WebPkiClientVerifier::builder_with_provider(store.clone(), provider)
             .build()

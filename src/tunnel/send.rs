@@ -13,9 +13,13 @@ use crate::conn::Shared;
 use crate::error::{Error, ErrorKind, Layer, Side};
 use crate::io::BytesWrite;
 
-/// What one write asks room for at most. A write that is given up leaves its request standing until the next one, and on a
-/// connection whose peer has a small window that room is missing elsewhere.
+/// What one write asks room for at most.
 const MAX_RESERVATION: usize = 256 << 10;
+
+/// What it asks for while it has to wait. A write that is given up leaves its request standing until the next one, and on a
+/// connection whose peer has a small window that room would be missing elsewhere. From this size on, frames cost a peer none
+/// of the overhead that it counts (see [`Config::with_small_frame_budget`](crate::Config::with_small_frame_budget)).
+const WAITING_RESERVATION: usize = 256;
 
 /// The sending half of a [`TunnelStream`](super::TunnelStream).
 ///
@@ -27,6 +31,7 @@ pub struct TunnelSend {
     shared: Arc<Shared>,
     _slot: Option<Arc<Slot>>,
     finished: Arc<Finished>,
+    reset_here: bool,
 }
 
 impl TunnelSend {
@@ -36,12 +41,13 @@ impl TunnelSend {
         slot: Option<Arc<Slot>>,
         finished: Arc<Finished>,
     ) -> Self {
-        Self { stream, shared, _slot: slot, finished }
+        Self { stream, shared, _slot: slot, finished, reset_here: false }
     }
 
     /// Ends the tunnel at once in both directions.
     pub fn reset(&mut self, reason: ResetReason) {
         self.stream.send_reset(reason.code());
+        self.reset_here = true;
     }
 
     /// Waits until something can be sent; returns how much of `wanted`.
@@ -57,8 +63,9 @@ impl TunnelSend {
             if room > 0 {
                 return Poll::Ready(Ok(room));
             }
+            self.stream.reserve_capacity(wanted.min(WAITING_RESERVATION));
             match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
+                Some(Ok(_)) => self.stream.reserve_capacity(wanted),
                 Some(Err(e)) => return Poll::Ready(Err(self.broken(Some(e), cx))),
                 None => return Poll::Ready(Err(self.broken(None, cx))),
             }
@@ -81,8 +88,11 @@ impl TunnelSend {
     fn broken(&mut self, error: Option<h2::Error>, cx: &mut Context<'_>) -> io::Error {
         let explained = match (self.stream.poll_reset(cx), error) {
             (Poll::Ready(Ok(reason)), _) => {
-                let error = Error::new(ErrorKind::Reset(reason.into()), Layer::Tunnel, Side::Remote, "writing");
-                self.shared.describe(error)
+                let code = reason.into();
+                let side = if self.reset_here { Side::Local } else { Side::Remote };
+                self.shared.failure_behind_reset(code).unwrap_or_else(|| {
+                    self.shared.describe(Error::new(ErrorKind::Reset(code), Layer::Tunnel, side, "writing"))
+                })
             }
             (Poll::Ready(Err(e)), _) | (Poll::Pending, Some(e)) => self.shared.explain(e, Layer::Tunnel, "writing"),
             (Poll::Pending, None) => self.shared.gone("writing"),

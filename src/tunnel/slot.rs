@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 /// The places on one connection: the smaller of the own limit and the peer's.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub(crate) struct Slots {
     used: AtomicUsize,
     closed: AtomicBool,
     changed: Notify,
+    /// Held by the first of those who wait; the others queue for it in order.
+    turn: Mutex<()>,
 }
 
 /// The right to have one stream open. Freed when dropped.
@@ -32,11 +34,13 @@ impl Slots {
             used: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             changed: Notify::new(),
+            turn: Mutex::new(()),
         })
     }
 
     /// Waits for a free slot. Cancel safe; those who wait are served in order.
     pub(crate) async fn acquire(self: &Arc<Self>) -> Result<Slot, Closed> {
+        let _turn = self.turn.lock().await;
         loop {
             let mut changed = pin!(self.changed.notified());
             // Registered before the look, so that a slot freed in between is not missed.

@@ -1,0 +1,83 @@
+//! Finds GOAWAY among the frames of one direction.
+//!
+//! HTTP/2 itself tells the tunnels only that the connection is gone when it goes down behind a GOAWAY, and tells nobody of a
+//! GOAWAY while tunnels are open.
+
+const GOAWAY: u8 = 7;
+const HEADER: usize = 9;
+/// The header, the last stream and the code.
+const FIXED: usize = HEADER + 8;
+
+/// The bytes that a client sends before its first frame (RFC 9113, section 3.4).
+const PREFACE: usize = 24;
+
+/// Follows the frame headers in a stream of bytes.
+#[derive(Debug)]
+pub(super) struct GoAwayScanner {
+    /// Bytes until the next frame header.
+    skip: usize,
+    head: [u8; FIXED],
+    filled: usize,
+}
+
+impl GoAwayScanner {
+    pub(super) fn new(after_preface: bool) -> Self {
+        Self { skip: if after_preface { PREFACE } else { 0 }, head: [0; FIXED], filled: 0 }
+    }
+
+    /// The code of a GOAWAY that ends here, the last one of several.
+    pub(super) fn scan(&mut self, mut data: &[u8]) -> Option<u32> {
+        let mut found = None;
+        while !data.is_empty() {
+            let skipped = self.skip.min(data.len());
+            self.skip -= skipped;
+            data = &data[skipped..];
+            let wanted = if self.filled < HEADER { HEADER } else { FIXED };
+            let taken = (wanted - self.filled).min(data.len());
+            self.head[self.filled..][..taken].copy_from_slice(&data[..taken]);
+            self.filled += taken;
+            data = &data[taken..];
+            let [a, b, c, kind, ..] = self.head;
+            let len = u32::from_be_bytes([0, a, b, c]) as usize;
+            if self.filled == HEADER && (kind != GOAWAY || len < FIXED - HEADER) {
+                (self.skip, self.filled) = (len, 0);
+            } else if self.filled == FIXED {
+                let [.., e, f, g, h] = self.head;
+                found = Some(u32::from_be_bytes([e, f, g, h]));
+                (self.skip, self.filled) = (HEADER + len - FIXED, 0);
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&[len[1], len[2], len[3], kind, 0, 0, 0, 0, 0], payload].concat()
+    }
+
+    #[test]
+    fn a_go_away_is_found_however_the_bytes_are_cut() {
+        let bytes = [
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+            frame(4, &[]),
+            frame(0, &[GOAWAY; 100]),
+            frame(GOAWAY, &[0, 0, 0, 1, 0, 0, 0, 11]),
+            frame(GOAWAY, b"short"),
+            frame(GOAWAY, &[0, 0, 0, 1, 0, 0, 1, 2, b'w', b'h', b'y']),
+            frame(0, &[0; 3]),
+        ]
+        .concat();
+        for cut in 1..=bytes.len() {
+            let mut scanner = GoAwayScanner::new(true);
+            let found: Vec<u32> = bytes.chunks(cut).filter_map(|chunk| scanner.scan(chunk)).collect();
+            assert_eq!(found.last(), Some(&258), "in pieces of {cut}");
+            assert!(cut > 100 || found == [11, 258], "in pieces of {cut}: {found:?}");
+            assert_eq!((scanner.skip, scanner.filled), (0, 0));
+        }
+    }
+}
