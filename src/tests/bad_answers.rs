@@ -55,6 +55,34 @@ async fn any_success_opens_the_tunnel(#[values(200, 201, 202, 203, 204, 205, 206
     assert_eq!(got, b"hello");
 }
 
+/// The server has sent its END_STREAM and then resets the stream: with NO_ERROR it only wants to hear no more (RFC 9113,
+/// section 8.1), which other servers do for each tunnel that they finish first.
+#[rstest]
+#[case::no_error(h2::Reason::NO_ERROR, true)]
+#[case::cancel(h2::Reason::CANCEL, false)]
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_wants_to_hear_no_more_has_ended_in_order(#[case] code: h2::Reason, #[case] in_order: bool) {
+    let (near, mut far) = pipe();
+    let (client, driver) = client::handshake(near).await.unwrap();
+    tokio::spawn(driver);
+    far.write_all(&frames::frame(frames::SETTINGS, 0, 0, &[])).await.unwrap();
+    let answer = [
+        frames::headers(0, 1, &[(":status", "200")]),
+        frames::frame(frames::DATA, frames::END_STREAM, 1, b"all"),
+        frames::frame(frames::RST_STREAM, 0, 1, &u32::from(code).to_be_bytes()),
+    ]
+    .concat();
+    let (target, metadata) = (authority(), Metadata::default());
+    let (tunnel, _) = tokio::join!(client.connect(&target, &metadata), answer_when_asked(&mut far, 1, &answer));
+    let mut tunnel = tunnel.unwrap();
+    let mut got = [0; 3];
+    tunnel.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"all");
+    let error = tunnel.write_all(b"more").await.unwrap_err();
+    assert_eq!(Error::from_io(&error).unwrap().kind(), &ErrorKind::Reset(code.into()), "what is lost is told");
+    assert_eq!(tunnel.shutdown().await.is_ok(), in_order);
+}
+
 #[rstest]
 #[case::one(&[103])]
 #[case::several(&[100, 102, 103, 103, 199])]

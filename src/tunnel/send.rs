@@ -163,7 +163,11 @@ impl AsyncWrite for TunnelSend {
             return Poll::Ready(Ok(()));
         }
         if let Err(e) = this.stream.send_data(Bytes::new(), true) {
-            return Poll::Ready(Err(this.broken(Some(e), cx)));
+            let error = this.broken(Some(e), cx);
+            // A peer that has heard enough is no reason to call the end an error: nothing that mattered is lost.
+            if Error::from_io(&error).map(Error::kind) != Some(&ErrorKind::Reset(h2::Reason::NO_ERROR.into())) {
+                return Poll::Ready(Err(error));
+            }
         }
         this.finished.set();
         Poll::Ready(Ok(()))
