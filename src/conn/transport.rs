@@ -81,6 +81,25 @@ impl<IO> Transport<IO> {
     }
 }
 
+impl<IO: AsyncRead + Unpin> Transport<IO> {
+    /// Writing has failed, and the connection is lost. A peer that closes with a GOAWAY says why before it goes, and nobody
+    /// has read that yet when it goes with data of ours unread.
+    fn hear_out(&mut self, cx: &mut Context<'_>) {
+        let (mut scratch, mut left) = ([0; 4096], MAX_DISCARD);
+        while left > 0 {
+            let mut buf = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
+                _ => return,
+            }
+            if let Some(code) = self.incoming.scan(buf.filled()) {
+                self.shared.note_go_away(code, Side::Remote);
+            }
+            left = left.saturating_sub(buf.filled().len());
+        }
+    }
+}
+
 impl<IO: AsyncRead + Unpin> AsyncRead for Transport<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.burst_left == 0 {
@@ -105,8 +124,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Transport<IO> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
-        if let Poll::Ready(Ok(n)) = result {
-            self.written([buf], n);
+        match result {
+            Poll::Ready(Ok(n)) => self.written([buf], n),
+            Poll::Ready(Err(_)) => self.hear_out(cx),
+            Poll::Pending => {}
         }
         self.note(result)
     }
@@ -117,8 +138,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        if let Poll::Ready(Ok(n)) = result {
-            self.written(bufs.iter().map(|buf| &**buf), n);
+        match result {
+            Poll::Ready(Ok(n)) => self.written(bufs.iter().map(|buf| &**buf), n),
+            Poll::Ready(Err(_)) => self.hear_out(cx),
+            Poll::Pending => {}
         }
         self.note(result)
     }
@@ -129,6 +152,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.io).poll_flush(cx);
+        if let Poll::Ready(Err(_)) = result {
+            self.hear_out(cx);
+        }
         self.note(result)
     }
 
