@@ -82,8 +82,8 @@ impl<IO> Transport<IO> {
 }
 
 impl<IO: AsyncRead + Unpin> Transport<IO> {
-    /// Notes why writing failed. A peer that rejects our certificate says so and closes: what is written after that fails
-    /// because nobody is there, and why is still to be read.
+    /// Notes why writing failed. A peer that turns us away says so and closes; what is written after that fails because
+    /// nobody is there, and why is still to be read. HTTP/2 reads no more after a write that failed.
     fn note_write<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if matches!(result, Poll::Ready(Err(_)))
             && let Some(reason) = self.last_words(cx)
@@ -93,17 +93,20 @@ impl<IO: AsyncRead + Unpin> Transport<IO> {
         self.note(result)
     }
 
-    /// The TLS alert at the end of what can be read now. HTTP/2 reads no more after a write that failed.
+    /// Reads on for a GOAWAY, which is noted, or a TLS alert, which is returned.
     fn last_words(&mut self, cx: &mut Context<'_>) -> Option<Error> {
-        let mut left = MAX_DISCARD;
+        let (mut scratch, mut left) = ([0; 4096], MAX_DISCARD);
         while left > 0 {
-            let mut scratch = [0; 4096];
             let mut buf = ReadBuf::new(&mut scratch);
             match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() => left = left.saturating_sub(buf.filled().len()),
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
                 Poll::Ready(Err(e)) => return classify(&e),
                 Poll::Ready(Ok(())) | Poll::Pending => return None,
             }
+            if let Some(code) = self.incoming.scan(buf.filled()) {
+                self.shared.note_go_away(code, Side::Remote);
+            }
+            left = left.saturating_sub(buf.filled().len());
         }
         None
     }

@@ -188,13 +188,45 @@ async fn a_clients_go_away_with_an_error_reaches_the_servers_tunnels(
         tunnels.push(incoming.recv().await.unwrap().accept(&metadata()).unwrap());
     }
     peer.go_away(0, code).await;
-    drop(peer);
+    peer.finish().await;
+    let peer = tokio::spawn(async move { while peer.next().await.is_some() {} });
     let expected = ErrorKind::GoAway(code);
     let read = tunnels[0].read(&mut [0]).await.unwrap_err();
     assert_eq!((kind(&read), cause(&read).side()), (expected.clone(), Side::Remote));
     let written = write_error(&mut tunnels[1]).await;
     assert_eq!((kind(&written), cause(&written).side()), (expected.clone(), Side::Remote));
     assert_eq!(serving.await.unwrap().unwrap().kind(), &expected);
+    peer.await.unwrap();
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_go_away_is_heard_although_writing_fails_first(
+    #[values(Carrier::Pipe, Carrier::Tcp, Carrier::Unix)] carrier: Carrier,
+) {
+    let (near, far) = carrier.pair().await;
+    let (client, driver) = client::handshake(near).await.unwrap();
+    let driver = tokio::spawn(driver);
+    let mut peer = Raw::server(far).await;
+    peer.settings(None).await;
+    let connecting = tokio::spawn(async move { connect(&client).await });
+    let stream = peer.expect(raw::HEADERS).await.stream;
+    peer.accept(stream).await;
+    let mut tunnel = connecting.await.unwrap().unwrap();
+    // More than fits the carrier on its way to a peer that takes none of it, says why, and goes.
+    let window = (1u32 << 30).to_be_bytes();
+    peer.send(raw::WINDOW_UPDATE, 0, 0, &window).await;
+    peer.send(raw::WINDOW_UPDATE, 0, stream, &window).await;
+    let writing = tokio::spawn(async move { write_error(&mut tunnel).await });
+    peer.expect(raw::DATA).await;
+    for _ in 0..10_000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!writing.is_finished());
+    peer.go_away(stream, 11).await;
+    drop(peer);
+    assert_eq!(kind(&writing.await.unwrap()), ErrorKind::GoAway(11));
+    assert_eq!(driver.await.unwrap().unwrap_err().kind(), &ErrorKind::GoAway(11));
 }
 
 #[rstest]

@@ -12,6 +12,7 @@ pub(super) const RST_STREAM: u8 = 3;
 pub(super) const SETTINGS: u8 = 4;
 pub(super) const PING: u8 = 6;
 pub(super) const GOAWAY: u8 = 7;
+pub(super) const WINDOW_UPDATE: u8 = 8;
 
 pub(super) const END_STREAM: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
@@ -90,6 +91,11 @@ impl Raw {
     pub(super) async fn go_away(&mut self, last_stream: u32, code: u32) {
         let payload = [last_stream.to_be_bytes(), code.to_be_bytes()].concat();
         self.send(GOAWAY, 0, 0, &payload).await;
+    }
+
+    /// Ends this side's direction.
+    pub(super) async fn finish(&mut self) {
+        self.io.shutdown().await.unwrap();
     }
 
     /// The next frame; `None` at the end. SETTINGS and PINGs are answered on the way.
