@@ -89,7 +89,7 @@ impl Shared {
             self.going_away.store(true, Ordering::Release);
         }
         if code != u32::from(h2::Reason::NO_ERROR) {
-            self.fail(Error::new(ErrorKind::GoAway(code), Layer::Http2, side, DRIVING));
+            self.fail(go_away(code, side, DRIVING));
         }
     }
 
@@ -108,17 +108,17 @@ impl Shared {
 
     /// The connection's failure, where a stream that HTTP/2 says was reset with `code` went down with it.
     pub(crate) fn failure_behind_reset(&self, code: u32) -> Option<Error> {
-        self.failure().filter(|failure| *failure.kind() == ErrorKind::GoAway(code))
+        self.failure().filter(|failure| {
+            matches!(failure.kind(), ErrorKind::GoAway(c) if *c == code) || *failure.kind() == ErrorKind::Protocol
+        })
     }
 
     /// What an error of HTTP/2 means.
     pub(crate) fn explain(&self, error: h2::Error, layer: Layer, doing: &'static str) -> Error {
         let side = if error.is_remote() { Side::Remote } else { Side::Local };
         let code = error.reason().map(u32::from).unwrap_or_default();
-        let explained = if error.is_go_away() && error.is_library() && error.reason().is_some_and(is_violation) {
-            Error::new(ErrorKind::Protocol, Layer::Http2, Side::Remote, doing).with_source(error)
-        } else if error.is_go_away() {
-            Error::new(ErrorKind::GoAway(code), Layer::Http2, side, doing)
+        let explained = if error.is_go_away() {
+            go_away(code, side, doing)
         } else if error.is_reset() {
             Error::new(ErrorKind::Reset(code), layer, side, doing)
         } else if error.is_io() {
@@ -144,16 +144,22 @@ impl Shared {
     }
 }
 
-/// Whether a connection that this side gives up with `reason` is given up over what the peer sent.
-fn is_violation(reason: h2::Reason) -> bool {
-    matches!(
+/// The error of a connection that `side` gave up with a code. Where this side did so over what the peer sent, the peer is at
+/// fault.
+fn go_away(code: u32, side: Side, doing: &'static str) -> Error {
+    let reason = h2::Reason::from(code);
+    let violation = matches!(
         reason,
         h2::Reason::PROTOCOL_ERROR
             | h2::Reason::FLOW_CONTROL_ERROR
             | h2::Reason::STREAM_CLOSED
             | h2::Reason::FRAME_SIZE_ERROR
             | h2::Reason::COMPRESSION_ERROR
-    )
+    );
+    if side == Side::Local && violation {
+        return Error::new(ErrorKind::Protocol, Layer::Http2, Side::Remote, doing).with_source(reason.description());
+    }
+    Error::new(ErrorKind::GoAway(code), Layer::Http2, side, doing)
 }
 
 /// The duties beside HTTP/2 itself: the peer's signs of life, and tunnels that wait for their end.

@@ -256,7 +256,10 @@ fn what_is_not_in_order_is_named_with_its_files(#[case] change: fn(&mut Pems), #
     let [chain, key, roots] = files;
     let start = format!("configuration: loading the certificate {chain}, key {key}, roots {roots}: {says}");
     assert!(text.starts_with(&start), "{text}\nand not\n{start}");
-    assert!(text.ends_with("; renew the certificate, or check that chain, key and roots belong together"), "{text}");
+    assert!(
+        text.ends_with("; check that certificate, key and roots are there, belong together and are in date"),
+        "{text}"
+    );
     assert!(!text.contains("peer"), "it is the own certificate: {text}");
 
     let from_memory = pems.load().unwrap_err();

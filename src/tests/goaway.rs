@@ -231,7 +231,7 @@ async fn a_go_away_is_heard_although_writing_fails_first(
 
 #[rstest]
 #[tokio::test]
-async fn what_breaks_the_protocol_ends_the_connection_and_says_whose_view_it_is(#[values(true, false)] writing: bool) {
+async fn what_breaks_the_protocol_ends_the_connection_and_is_the_peers_fault(#[values(true, false)] writing: bool) {
     let (near, far) = duplex(1 << 16);
     let serving = tokio::spawn(server::handshake(far));
     let mut peer = Raw::client(Box::new(near)).await;
@@ -241,7 +241,7 @@ async fn what_breaks_the_protocol_ends_the_connection_and_says_whose_view_it_is(
     // DATA on stream 0.
     peer.send(raw::DATA, 0, 0, b"x").await;
     let error = if writing { write_error(&mut tunnel).await } else { tunnel.read(&mut [0]).await.unwrap_err() };
-    assert_eq!((kind(&error), cause(&error).side()), (ErrorKind::GoAway(1), Side::Local));
+    assert_eq!((kind(&error), cause(&error).side()), (ErrorKind::Protocol, Side::Remote));
     drop(peer);
     assert!(serving.await.unwrap().is_some());
 }

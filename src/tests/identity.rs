@@ -275,7 +275,7 @@ async fn credentials_are_asked_for_at_each_handshake() {
     let (near, far) = handshake(&connector, &id("ns/s/sa/two").into(), &acceptor).await;
     for error in [near.unwrap_err(), far.unwrap_err()] {
         assert_eq!((error.kind(), error.side()), (&ErrorKind::InvalidCredentials, Side::Local));
-        assert!(error.to_string().starts_with("TLS: handshake: the agent has no certificate; renew"), "{error}");
+        assert!(error.to_string().starts_with("TLS: handshake: the agent has no certificate; check"), "{error}");
     }
 }
 
