@@ -47,6 +47,12 @@ async fn echoes(near: &mut TunnelStream, far: &mut TunnelStream) {
     assert_eq!(&got, b"response");
 }
 
+async fn yields(turns: usize) {
+    for _ in 0..turns {
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn finish(mut near: TunnelStream, mut far: TunnelStream) {
     near.shutdown().await.unwrap();
     far.read_to_end(&mut Vec::new()).await.unwrap();
@@ -91,15 +97,11 @@ async fn a_tunnel_opened_while_the_server_shuts_down_is_served_or_may_be_tried_a
     let opening = |client: Client| tokio::spawn(async move { connect(&client).await });
     let opened = if shutdown_first {
         tell.notify_one();
-        for _ in 0..turns {
-            tokio::task::yield_now().await;
-        }
+        yields(turns).await;
         opening(client.clone())
     } else {
         let opened = opening(client.clone());
-        for _ in 0..turns {
-            tokio::task::yield_now().await;
-        }
+        yields(turns).await;
         tell.notify_one();
         opened
     };
@@ -219,10 +221,11 @@ async fn a_go_away_is_heard_although_writing_fails_first(
     peer.send(raw::WINDOW_UPDATE, 0, stream, &window).await;
     let writing = tokio::spawn(async move { write_error(&mut tunnel).await });
     peer.expect(raw::DATA).await;
-    for _ in 0..10_000 {
-        tokio::task::yield_now().await;
-    }
+    yields(10_000).await;
     assert!(!writing.is_finished());
+    // Has to be answered before anything else is read, and can't be.
+    peer.send(raw::PING, 0, 0, &[7; 8]).await;
+    yields(100).await;
     peer.go_away(stream, 11).await;
     drop(peer);
     assert_eq!(kind(&writing.await.unwrap()), ErrorKind::GoAway(11));
