@@ -257,7 +257,7 @@ enum Failure {
 )]
 #[case(
     Failure::NoHttp2,
-    "hop 0, HTTP/2: opening a tunnel (peer spiffe://cluster.local/ns/default/sa/server): connection error detected: frame \
+    "hop 0, HTTP/2: opening a tunnel (peer spiffe://cluster.local/ns/default/sa/server): frame \
      with invalid size"
 )]
 #[case(
