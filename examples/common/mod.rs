@@ -78,8 +78,9 @@ impl Common {
             tokio::spawn(admin(listener, draining.clone()));
         }
         drop(watch);
+        let stopped = stop_signal()?;
         println!("ready");
-        stop_signal().await?;
+        stopped.await;
         tracing::info!("draining");
         draining.store(true, Ordering::Relaxed);
         let report = drain.drain(Duration::from_secs(self.drain)).await;
@@ -141,18 +142,23 @@ async fn admin(listener: TcpListener, draining: Arc<AtomicBool>) {
     }
 }
 
+/// Waits for a signal to stop. From the call on it is waited for, not only from the first poll on.
 #[cfg(unix)]
-async fn stop_signal() -> std::io::Result<()> {
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
-#[cfg(not(unix))]
-async fn stop_signal() -> std::io::Result<()> {
-    tokio::signal::ctrl_c().await
+#[cfg(windows)]
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut ctrl_c = tokio::signal::windows::ctrl_c()?;
+    Ok(async move {
+        ctrl_c.recv().await;
+    })
 }
