@@ -122,7 +122,8 @@ where
             }
         }
     }
-    drop(listener);
+    // The tasks have watches of their own.
+    drop((listener, drain));
     while tasks.join_next().await.is_some() {}
 }
 
@@ -164,4 +165,28 @@ pub fn original_destination(_stream: &TcpStream) -> Result<SocketAddr> {
 #[cfg(target_os = "linux")]
 fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drain;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_counts_the_connections_that_it_cuts() {
+        let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (drain, watch) = drain::channel();
+        let (served, mut serving) = tokio::sync::mpsc::unbounded_channel();
+        let accepting = tokio::spawn(accept_each(listener, watch, move |_stream, _, drain| {
+            served.send(()).unwrap();
+            async move { drain.forced().await }
+        }));
+        let _two = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+        serving.recv().await.unwrap();
+        serving.recv().await.unwrap();
+        let report = drain.drain(Duration::from_secs(5)).await;
+        assert_eq!((report.completed, report.forced), (false, 2));
+        accepting.await.unwrap();
+    }
 }
