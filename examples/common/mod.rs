@@ -2,13 +2,16 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hbone::drain::{Drain, Watch};
+use hbone::drain::{self, Drain, Watch};
 use hbone::mesh::Snapshot;
 use hbone::proxy::{MeshWatch, tcp};
 use hbone::tls::Credentials;
@@ -67,14 +70,19 @@ impl Common {
 
     /// Says that all listeners are up, waits for a signal, and drains.
     pub(crate) async fn run(&self, mut tasks: JoinSet<()>, drain: Drain, watch: Watch) -> Result<(), Box<dyn Error>> {
+        // It tells of the drain until the end, so the drain must not wait for it: it has one that never starts.
+        let (draining, (_never, forever)) = (Arc::new(AtomicBool::new(false)), drain::channel());
+        let mut admin_task = JoinSet::new();
         if let Some(address) = self.admin {
-            let listener = tcp::listen(address)?;
+            let (listener, draining) = (tcp::listen(address)?, draining.clone());
             tracing::info!(address = %listener.local_addr()?, "admin");
-            tasks.spawn(tcp::accept_each(listener, watch.clone(), admin));
+            admin_task.spawn(tcp::accept_each(listener, forever, move |stream, _, _| admin(stream, draining.clone())));
         }
         drop(watch);
+        let stopped = stop_signal()?;
         println!("ready");
-        stop_signal().await?;
+        stopped.await;
+        draining.store(true, Ordering::Release);
         tracing::info!("draining");
         let report = drain.drain(Duration::from_secs(self.drain)).await;
         if !report.completed {
@@ -91,7 +99,8 @@ where
     F: Future<Output = Result<(), Box<dyn Error>>>,
 {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -108,10 +117,10 @@ where
     }
 }
 
-async fn admin(stream: tokio::net::TcpStream, _peer: SocketAddr, drain: Watch) {
+async fn admin(stream: tokio::net::TcpStream, draining: Arc<AtomicBool>) {
     let answer = service_fn(|request: Request<hyper::body::Incoming>| {
         let (status, text) = match request.uri().path() {
-            "/healthz/ready" if drain.is_draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+            "/healthz/ready" if draining.load(Ordering::Acquire) => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
             "/healthz/ready" => (StatusCode::OK, "ready\n"),
             _ => (StatusCode::NOT_FOUND, "there is /healthz/ready\n"),
         };
@@ -120,24 +129,27 @@ async fn admin(stream: tokio::net::TcpStream, _peer: SocketAddr, drain: Watch) {
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
-    tokio::select! {
-        _ = connection => {}
-        () = drain.graceful() => {}
-    }
+    // A client that leaves early is its own business.
+    let _ = connection.await;
 }
 
+/// Waits for a signal to stop. From the call on it is waited for, not only from the first poll on.
 #[cfg(unix)]
-async fn stop_signal() -> std::io::Result<()> {
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
-#[cfg(not(unix))]
-async fn stop_signal() -> std::io::Result<()> {
-    tokio::signal::ctrl_c().await
+#[cfg(windows)]
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut ctrl_c = tokio::signal::windows::ctrl_c()?;
+    Ok(async move {
+        ctrl_c.recv().await;
+    })
 }

@@ -13,7 +13,7 @@ use clap::Parser;
 use common::{Common, Loaded};
 use hbone::balance::WeightedRandom;
 use hbone::io::RelayStats;
-use hbone::proxy::{Inbound, Opener, Outbound, socks5, tcp};
+use hbone::proxy::{Inbound, Opener, Outbound, Stream, socks5, tcp};
 use hbone::{Authority, Config, drain};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -111,11 +111,11 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     }
     if let Some(address) = args.outbound {
         let (listener, outbound) = (listen("outbound", address)?, outbound.clone());
-        tasks.spawn(tcp::accept_each(listener, watch.clone(), move |stream, peer, drain| {
+        tasks.spawn(tcp::accept_each(listener, watch.clone(), move |mut stream, peer, drain| {
             let outbound = outbound.clone();
             until_forced(drain, peer, async move {
-                let target = tcp::original_destination(&stream)?.into();
-                outbound.serve(stream, &target, Some(peer)).await
+                let target = tcp::original_destination(&stream).inspect_err(|_| stream.fail())?;
+                outbound.serve(stream, &target.into(), Some(peer)).await
             })
         }));
     }
