@@ -1,0 +1,110 @@
+//! An example as a process: started, listened to, and killed when it is not needed any more.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::time::timeout;
+
+/// Far more than anything here takes: reached only when something is broken.
+const BROKEN: Duration = Duration::from_secs(60);
+
+/// Waits for something that has to happen.
+pub(crate) async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
+    timeout(BROKEN, event).await.unwrap_or_else(|_| panic!("{what}: nothing happened"))
+}
+
+/// A built example, beside the tests' own program.
+pub(crate) fn example(name: &str) -> Command {
+    let mut path: PathBuf = std::env::current_exe().unwrap();
+    // target/PROFILE/deps/THIS
+    path.pop();
+    path.pop();
+    path.extend(["examples", name]);
+    assert!(path.exists(), "{} is not built: run `cargo build --examples`, or all of `cargo test`", path.display());
+    let mut command = Command::new(path);
+    command.env_remove("RUST_LOG").stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// What a process that ended by itself has left.
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs an example to its end.
+pub(crate) async fn run(name: &str, args: &[String]) -> Ended {
+    let output = soon(name, example(name).args(args).output()).await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// A proxy that is up.
+pub(crate) struct Proxy {
+    name: String,
+    child: Child,
+    stderr: Lines<BufReader<ChildStderr>>,
+    _stdout: Lines<BufReader<ChildStdout>>,
+}
+
+impl Proxy {
+    /// Starts an example and waits until it says that it is ready.
+    pub(crate) async fn start(name: &str, args: &[String]) -> Self {
+        let mut child =
+            example(name).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process");
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = soon(name, stdout.next_line()).await.unwrap();
+        let name = format!("{name} {}", args.join(" "));
+        let mut proxy = Self { name, child, stderr, _stdout: stdout };
+        if line.as_deref() != Some("ready") {
+            let log = proxy.rest().await;
+            panic!("{}: {line:?} instead of ready\n{log}", proxy.name);
+        }
+        proxy
+    }
+
+    /// Waits for a line in its log.
+    pub(crate) async fn logs(&mut self, text: &str) -> String {
+        loop {
+            match soon(text, self.stderr.next_line()).await.unwrap() {
+                Some(line) if line.contains(text) => return line,
+                Some(_) => {}
+                None => panic!("{} ended without {text:?}", self.name),
+            }
+        }
+    }
+
+    pub(crate) async fn signal(&self, signal: &str) {
+        let pid = self.child.id().expect("a running process").to_string();
+        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().await.unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits until it has ended, and returns its exit status and the rest of its log.
+    pub(crate) async fn ended(mut self) -> (Option<i32>, String) {
+        // The log first: a full pipe would keep it from ending.
+        let rest = self.rest().await;
+        (soon(&self.name, self.child.wait()).await.unwrap().code(), rest)
+    }
+
+    async fn rest(&mut self) -> String {
+        let mut rest = String::new();
+        while let Some(line) = soon(&self.name, self.stderr.next_line()).await.unwrap() {
+            rest += &line;
+            rest += "\n";
+        }
+        rest
+    }
+}
+
+/// Reads to the end of a stream.
+pub(crate) async fn read_all(mut stream: impl AsyncRead + Unpin) -> String {
+    let mut text = String::new();
+    soon("the end of a stream", stream.read_to_string(&mut text)).await.unwrap();
+    text
+}
