@@ -2,6 +2,7 @@
 //!
 //! They must have been built: `cargo test` does so, `cargo test --test examples` alone does not.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "tests, helpers included")]
 
 mod bad_starts;
 mod mesh;
