@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hbone::drain::{Drain, Watch};
+use hbone::drain::{self, Drain, Watch};
 use hbone::mesh::Snapshot;
 use hbone::proxy::{MeshWatch, tcp};
 use hbone::tls::Credentials;
@@ -73,7 +73,7 @@ impl Common {
     pub(crate) async fn run(&self, mut tasks: JoinSet<()>, drain: Drain, watch: Watch) -> Result<(), Box<dyn Error>> {
         let draining = Arc::new(AtomicBool::new(false));
         if let Some(address) = self.admin {
-            let listener = tcp::listen(address)?;
+            let (listener, draining) = (tcp::listen(address)?, draining.clone());
             tracing::info!(address = %listener.local_addr()?, "admin");
             tokio::spawn(admin(listener, draining.clone()));
         }
