@@ -16,9 +16,7 @@ use hbone::io::{BytesRead, BytesWrite, Plain, ReadAhead, read_bytes, write_bytes
 use hbone::metadata::Metadata;
 use hbone::testing::Ca;
 use hbone::tls::{Acceptor, Connector};
-use hbone::{
-    AcceptedIdentities, Authority, Config, Reuse, SpiffeId, TrustDomains, TunnelledHop, client, nested, server,
-};
+use hbone::{AcceptedIdentities, Authority, Config, SpiffeId, TrustDomains, TunnelledHop, client, nested, server};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -105,7 +103,7 @@ impl Peers {
         let (mut client, driver) = builder.handshake(tls).await.expect("HTTP/2");
         tokio::spawn(driver);
         for _ in 1..depth {
-            let hop = TunnelledHop { authority: self.authority.clone(), accept: accept.clone(), reuse: Reuse::Shared };
+            let hop = TunnelledHop::new(self.authority.clone(), accept.clone());
             let extended = nested::extend(&client, &hop, &self.connector, &Metadata::default()).await;
             let (inner, driver) = extended.expect("an inner hop");
             tokio::spawn(driver);

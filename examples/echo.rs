@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hbone::metadata::Metadata;
 use hbone::testing::Ca;
 use hbone::tls::{Acceptor, Connector};
-use hbone::{Config, Reuse, SpiffeId, TrustDomains, TunnelStream, TunnelledHop, client, nested, server};
+use hbone::{Config, SpiffeId, TrustDomains, TunnelStream, TunnelledHop, client, nested, server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 #[tokio::main]
@@ -26,7 +26,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::spawn(driver);
 
     // The inner hop: the same again, inside a tunnel. What runs in it is opaque to the gateway.
-    let hop = TunnelledHop { authority: "bob.example:80".parse()?, accept: bob.into(), reuse: Reuse::Shared };
+    let hop = TunnelledHop::new("bob.example:80".parse()?, bob.into());
     let (inner, driver) = nested::extend(&outer, &hop, &tls, &Metadata::default()).await?;
     tokio::spawn(driver);
 

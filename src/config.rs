@@ -12,7 +12,11 @@ use std::time::Duration;
 /// A tunnel whose reader has stopped holds at most [`stream_window`](Self::with_stream_window), and a connection at most
 /// [`max_tunnels`](Self::with_max_tunnels) times that (4 MiB and 400 MiB by default), about what the kernel would hold for
 /// as many stalled TCP connections. The connection's window is this product on purpose: were it smaller, a few stalled
-/// tunnels could use it up and stop all others.
+/// tunnels could use it up and stop all others. HTTP/2 ends at 2 GiB, so with more than 511 tunnels their windows shrink.
+/// Sending adds up to [`send_buffer`](Self::with_send_buffer) for each tunnel, and unread small frames what
+/// [`small_frame_budget`](Self::with_small_frame_budget) says.
+///
+/// Times longer than a year count as a year.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub(crate) stream_window: u32,
@@ -33,6 +37,9 @@ pub struct Config {
 
 /// HTTP/2's largest window and, at once, setting (RFC 9113, section 6.9.1).
 const MAX_WINDOW: u32 = (1 << 31) - 1;
+
+/// Longer waits are the same as none, and would overflow the clock.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl Config {
     /// The defaults.
@@ -65,7 +72,7 @@ impl Config {
     /// How many tunnels one connection carries at a time. Default 100, as Envoy and ztunnel's pool. A server tells its
     /// peers; a client keeps to the smaller of this and what its peer tells. Raising it lets more tunnels share one thread.
     pub fn with_max_tunnels(mut self, tunnels: u32) -> Self {
-        self.max_tunnels = tunnels.max(1);
+        self.max_tunnels = tunnels.clamp(1, 1 << 20);
         self
     }
 
@@ -107,57 +114,84 @@ impl Config {
         self
     }
 
-    /// After how long without a byte from the peer it is asked for a sign of life. Default 10 s; `None` never asks.
+    /// After how long without a byte from the peer it is asked for a sign of life. Default 10 s; `None` never asks, and then
+    /// a driver waits for as long as a silent peer's transport does.
     pub fn with_keepalive_interval(mut self, interval: Option<Duration>) -> Self {
-        self.keepalive_interval = interval;
+        self.keepalive_interval = interval.map(|interval| interval.min(LONGEST));
         self
     }
 
     /// How long the peer has for that sign of life; then the connection is given up. Default 20 s. Any byte counts.
     pub fn with_keepalive_timeout(mut self, timeout: Duration) -> Self {
-        self.keepalive_timeout = timeout;
+        self.keepalive_timeout = timeout.min(LONGEST);
         self
     }
 
     /// How long opening the byte stream under the first hop may take. Default 10 s.
     pub fn with_dial_timeout(mut self, timeout: Duration) -> Self {
-        self.dial_timeout = timeout;
+        self.dial_timeout = timeout.min(LONGEST);
         self
     }
 
     /// How long a TLS handshake may take, on both sides. Default 10 s (ztunnel has no limit here).
     pub fn with_tls_timeout(mut self, timeout: Duration) -> Self {
-        self.tls_timeout = timeout;
+        self.tls_timeout = timeout.min(LONGEST);
         self
     }
 
     /// How long the peer's HTTP/2 preface may take after that, on both sides. Default 10 s (ztunnel has no limit here).
     pub fn with_http2_timeout(mut self, timeout: Duration) -> Self {
-        self.http2_timeout = timeout;
+        self.http2_timeout = timeout.min(LONGEST);
         self
     }
 
-    /// How long the answer to a CONNECT may take, from the request on. Default 20 s, more than a dial of the far side takes.
+    /// How long opening a tunnel may take: waiting for room on the connection, and for the answer to the CONNECT. Default 20 s, more than a dial of the far side takes.
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
+        self.connect_timeout = timeout.min(LONGEST);
         self
     }
 
     /// How long a tunnel or connection that this side has finished waits for the peer to finish too, before it is reset.
     /// Default 2 s. Raising it keeps the slots of unresponsive peers for longer.
     pub fn with_linger_timeout(mut self, timeout: Duration) -> Self {
-        self.linger_timeout = timeout;
+        self.linger_timeout = timeout.min(LONGEST);
         self
+    }
+
+    /// The window of each tunnel, such that all of them together fit into what HTTP/2 allows for the connection.
+    pub(crate) fn stream_window(&self) -> u32 {
+        self.stream_window.min(MAX_WINDOW / self.max_tunnels)
     }
 
     /// The window of the whole connection: all tunnels' windows together.
     pub(crate) fn connection_window(&self) -> u32 {
-        self.stream_window.saturating_mul(self.max_tunnels).clamp(64 << 10, MAX_WINDOW)
+        (self.stream_window() * self.max_tunnels).max(64 << 10)
     }
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_windows_of_all_tunnels_fit_into_that_of_the_connection() {
+        for (window, tunnels) in [(4 << 20, 100), (4 << 20, 1000), (u32::MAX, u32::MAX), (1, 1)] {
+            let config = Config::new().with_stream_window(window).with_max_tunnels(tunnels);
+            let all = u64::from(config.stream_window()) * u64::from(config.max_tunnels);
+            assert!(all <= u64::from(config.connection_window()), "{window} x {tunnels}");
+            assert!(config.connection_window() <= MAX_WINDOW && config.stream_window() > 0);
+        }
+    }
+
+    #[test]
+    fn a_time_for_ever_does_not_overflow_the_clock() {
+        let config = Config::new().with_keepalive_interval(Some(Duration::MAX)).with_linger_timeout(Duration::MAX);
+        assert_eq!((config.keepalive_interval, config.linger_timeout), (Some(LONGEST), LONGEST));
     }
 }

@@ -170,7 +170,7 @@ impl Error {
     }
 
     /// The hop of the [`Path`](crate::Path) that failed: 0 is the direct (outer) one, 1 the first nested one. `None` where
-    /// no path is involved.
+    /// no client's connection is involved.
     pub fn hop(&self) -> Option<usize> {
         self.0.hop
     }

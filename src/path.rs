@@ -17,6 +17,7 @@ pub struct Path {
 
 /// The first hop of a [`Path`]: a byte stream to an address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct DirectHop {
     /// The peer's HBONE address.
     pub address: SocketAddr,
@@ -28,6 +29,7 @@ pub struct DirectHop {
 
 /// A further hop of a [`Path`]: a tunnel through the hop before it, and a session with its own identities inside.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct TunnelledHop {
     /// The authority of the CONNECT that opens the tunnel.
     pub authority: Authority,
@@ -48,6 +50,32 @@ pub enum Reuse {
     Spread(u32),
     /// A connection of its own for each tunnel.
     Never,
+}
+
+impl DirectHop {
+    /// A hop whose connections are [`Reuse::Shared`].
+    pub fn new(address: SocketAddr, accept: AcceptedIdentities) -> Self {
+        Self { address, accept, reuse: Reuse::Shared }
+    }
+
+    /// Says how its connections may be shared.
+    pub fn with_reuse(mut self, reuse: Reuse) -> Self {
+        self.reuse = reuse;
+        self
+    }
+}
+
+impl TunnelledHop {
+    /// A hop whose connections are [`Reuse::Shared`].
+    pub fn new(authority: Authority, accept: AcceptedIdentities) -> Self {
+        Self { authority, accept, reuse: Reuse::Shared }
+    }
+
+    /// Says how its connections may be shared.
+    pub fn with_reuse(mut self, reuse: Reuse) -> Self {
+        self.reuse = reuse;
+        self
+    }
 }
 
 impl Path {

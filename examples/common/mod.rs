@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hbone::drain::{self, Drain, Watch};
+use hbone::drain::{Drain, Watch};
 use hbone::mesh::Snapshot;
 use hbone::proxy::{MeshWatch, tcp};
 use hbone::tls::Credentials;
@@ -73,7 +73,7 @@ impl Common {
     pub(crate) async fn run(&self, mut tasks: JoinSet<()>, drain: Drain, watch: Watch) -> Result<(), Box<dyn Error>> {
         let draining = Arc::new(AtomicBool::new(false));
         if let Some(address) = self.admin {
-            let (listener, draining) = (tcp::listen(address)?, draining.clone());
+            let listener = tcp::listen(address)?;
             tracing::info!(address = %listener.local_addr()?, "admin");
             tokio::spawn(admin(listener, draining.clone()));
         }
@@ -121,7 +121,12 @@ where
 
 /// Answers until the process ends, so that it also tells of the drain.
 async fn admin(listener: TcpListener, draining: Arc<AtomicBool>) {
-    while let Ok((stream, _)) = listener.accept().await {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Mostly for lack of file descriptors: some have to be closed first.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
         let draining = draining.clone();
         let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
             let (status, text) = match request.uri().path() {

@@ -1,7 +1,8 @@
 //! Two clusters in one process: pods with their proxies, a gateway, one certificate authority.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use hbone::balance::WeightedRandom;
 use hbone::drain::{self, Drain, Watch};
@@ -10,12 +11,15 @@ use hbone::proxy::{Gateway, Inbound, MeshWatch, Opener, Outbound, socks5, tcp};
 use hbone::testing::Ca;
 use hbone::tls::Credentials;
 use hbone::{Config, SpiffeId, TrustDomains};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
 
 use crate::Failure;
 use crate::app::{self, Count};
 use crate::wire::{Fabric, Tap};
 
-pub(crate) const GATEWAY: &str = "10.99.0.2:15008";
+const GATEWAY: &str = "10.99.0.2:15008";
+const GATEWAY_EAST: &str = "10.99.0.1:15008";
 pub(crate) const REVIEWS: &str = "reviews.shop.svc.cluster.local";
 
 /// A pod: what happened to it, for the steps to look at.
@@ -30,7 +34,10 @@ pub(crate) struct Pod {
 pub(crate) struct World {
     pub(crate) ca: Ca,
     pub(crate) pods: Vec<Pod>,
+    /// The proxy of the client pod in east.
     pub(crate) outbound: Outbound,
+    /// The proxy of a client pod in west.
+    pub(crate) outbound_west: Outbound,
     /// Where the client pod's proxy takes SOCKS5.
     pub(crate) socks5: SocketAddr,
     /// Where the gateway really listens.
@@ -47,17 +54,13 @@ pub(crate) struct World {
     _drain: Drain,
 }
 
-/// Errors by which a gateway turned connections away.
-#[derive(Clone, Default)]
-pub(crate) struct Refusals(Arc<Mutex<Vec<String>>>);
+/// Errors by which a gateway turns connections away, as they come.
+pub(crate) struct Refusals(Mutex<mpsc::UnboundedReceiver<String>>);
 
 impl Refusals {
-    fn add(&self, error: &hbone::Error) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
-    }
-
-    pub(crate) fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Waits for the next one; not for ever, since none may come.
+    pub(crate) async fn next(&self) -> Option<String> {
+        timeout(Duration::from_secs(10), self.0.lock().await.recv()).await.ok().flatten()
     }
 }
 
@@ -75,7 +78,7 @@ impl World {
         let ca = Ca::new();
         let (drain, watch) = drain::channel();
         let (link, in_gateway, plain) = (Tap::default(), Tap::default(), Tap::default());
-        let refusals = Refusals::default();
+        let (refused, refusals) = mpsc::unbounded_channel();
         let cluster = |name, file, text| -> Result<Cluster, Failure> {
             Ok(Cluster {
                 mesh: tokio::sync::watch::channel(Snapshot::parse(file, text)?).1,
@@ -96,15 +99,28 @@ impl World {
         pods.push(west.pod("payments", "mallory", &ca, Some(&in_gateway), &plain)?);
         pods.push(west.pod("ledger", "ledger", &ca, Some(&in_gateway), &plain)?);
 
-        let gateway = west.gateway(issue(&ca, "istio-gateways", "gateway-west")?, refusals.clone())?;
+        let gateway = west.gateway("west", issue(&ca, "istio-gateways", "gateway-west")?, refused.clone())?;
         east.fabric.place_tapped(GATEWAY.parse()?, gateway, &link);
+        let back = east.gateway("east", issue(&ca, "istio-gateways", "gateway-east")?, refused)?;
+        west.fabric.place(GATEWAY_EAST.parse()?, back);
 
-        let credentials = issue(&ca, "shop", "client")?;
-        let opener = Opener::new(Arc::new(east.fabric.clone()), Arc::new(credentials), east.config.clone());
-        let balance = Arc::new(WeightedRandom::new());
-        let outbound = Outbound::new(east.mesh.clone(), "shop", "client", opener, balance);
+        let outbound = east.client("client", issue(&ca, "shop", "client")?);
+        let outbound_west = west.client("client-w", issue(&ca, "shop", "client")?);
         let socks5 = listen_socks5(outbound.clone(), watch)?;
-        Ok(Self { ca, pods, outbound, socks5, gateway, link, in_gateway, plain, refusals, _drain: drain })
+        let refusals = Refusals(Mutex::new(refusals));
+        Ok(Self {
+            ca,
+            pods,
+            outbound,
+            outbound_west,
+            socks5,
+            gateway,
+            link,
+            in_gateway,
+            plain,
+            refusals,
+            _drain: drain,
+        })
     }
 
     /// How often any pod was reached, at its proxy or its application.
@@ -153,11 +169,22 @@ impl Cluster {
         Ok(Pod { name, connections, hits })
     }
 
+    /// The proxy of a client pod.
+    fn client(&self, name: &str, credentials: Credentials) -> Outbound {
+        let opener = Opener::new(Arc::new(self.fabric.clone()), Arc::new(credentials), self.config.clone());
+        Outbound::new(self.mesh.clone(), "shop", name, opener, Arc::new(WeightedRandom::new()))
+    }
+
     /// Starts the gateway of this cluster, and says where it listens.
-    fn gateway(&self, credentials: Credentials, refusals: Refusals) -> Result<SocketAddr, Failure> {
+    fn gateway(
+        &self,
+        network: &str,
+        credentials: Credentials,
+        refused: mpsc::UnboundedSender<String>,
+    ) -> Result<SocketAddr, Failure> {
         let gateway = Gateway::new(
             self.mesh.clone(),
-            Network::new("west"),
+            Network::new(network),
             Arc::new(credentials),
             self.trusted.clone(),
             Arc::new(self.fabric.clone()),
@@ -167,10 +194,11 @@ impl Cluster {
         let listener = tcp::listen(([127, 0, 0, 1], 0).into())?;
         let address = listener.local_addr()?;
         tokio::spawn(tcp::accept_each(listener, self.watch.clone(), move |stream, peer, drain| {
-            let (gateway, refusals) = (gateway.clone(), refusals.clone());
+            let (gateway, refused) = (gateway.clone(), refused.clone());
             async move {
                 if let Err(error) = gateway.serve(stream, Some(peer), &drain).await {
-                    refusals.add(&error);
+                    // Nobody listens any more once the steps are over.
+                    let _ = refused.send(error.to_string());
                 }
             }
         }));

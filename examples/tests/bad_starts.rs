@@ -56,7 +56,7 @@ async fn a_missing_certificate() {
         "ztunnel",
         &args,
         "configuration: reading the certificate chain from DIR/nowhere.pem: No such file or directory (os error 2); \
-         renew the certificate, or check that chain, key and roots belong together",
+         check that certificate, key and roots are there, belong together and are in date",
     )
     .await;
 }
@@ -72,8 +72,7 @@ async fn a_key_of_another_certificate() {
         "ztunnel",
         &args,
         "configuration: loading the certificate DIR/client.pem, key DIR/other.key, roots DIR/client.ca: the private \
-         key does not belong to the certificate of spiffe://cluster.local/ns/default/sa/client: keys may not be \
-         consistent: KeyMismatch; renew the certificate, or check that chain, key and roots belong together",
+         key does not belong to the certificate of spiffe://cluster.local/ns/default/sa/client; check that certificate, key and roots are there, belong together and are in date",
     )
     .await;
 }
@@ -91,9 +90,9 @@ async fn an_expired_certificate() {
         "ztunnel",
         &args,
         "configuration: loading the certificate DIR/expired.pem, key DIR/expired.key, roots DIR/expired.ca: the \
-         certificate of spiffe://cluster.local/ns/default/sa/client: invalid peer certificate: certificate expired: \
-         verification time TIME (UNIX), but certificate is not valid after TIME (TIME seconds ago); renew the \
-         certificate, or check that chain, key and roots belong together",
+         certificate of spiffe://cluster.local/ns/default/sa/client: certificate expired: \
+         verification time TIME (UNIX), but certificate is not valid after TIME (TIME seconds ago); check \
+         that certificate, key and roots are there, belong together and are in date",
     )
     .await;
 }
@@ -155,7 +154,7 @@ async fn a_workload_of_another_network() {
     let mesh = Mesh::new(31);
     let mut args = ztunnel(&mesh);
     args.extend(strings(&["--network", "west"]));
-    fails(&mesh, "ztunnel", &args, "default/client is in \"east\", and --network says otherwise").await;
+    fails(&mesh, "ztunnel", &args, "default/client is in \"east\", and --network says \"west\"").await;
 }
 
 #[tokio::test]

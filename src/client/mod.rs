@@ -10,7 +10,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Request, Uri};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::authority::Authority;
 use crate::config::Config;
@@ -87,7 +87,9 @@ impl Builder {
         self
     }
 
-    pub(crate) fn hop(mut self, hop: usize) -> Self {
+    /// Which hop of a path this connection is, for errors to name. Default 0, the outer one;
+    /// [`nested::extend`](crate::nested::extend) counts by itself.
+    pub fn hop(mut self, hop: usize) -> Self {
         self.hop = hop;
         self
     }
@@ -132,14 +134,17 @@ impl Client {
     /// [`ErrorKind::Refused`] with the peer's status and reason; [`ErrorKind::Timeout`]; [`ErrorKind::Reset`] or
     /// [`ErrorKind::GoAway`] with the code of HTTP/2; or why the connection ended.
     pub async fn connect(&self, authority: &Authority, metadata: &Metadata) -> Result<TunnelStream> {
-        let opening = async {
-            let slot = match self.slots.acquire().await {
-                Ok(slot) => slot,
-                Err(_) => return Err(self.shared.gone("waiting for room on the connection")),
-            };
-            self.connect_in(slot, authority, metadata).await
+        const WAITING: &str = "waiting for room on the connection";
+        let deadline = Instant::now() + self.config.connect_timeout;
+        let slot = match timeout_at(deadline, self.slots.acquire()).await {
+            Ok(Ok(slot)) => slot,
+            Ok(Err(_)) => return Err(self.shared.gone(WAITING)),
+            Err(_) => {
+                let error = Error::new(ErrorKind::Timeout, Layer::Connect, Side::Local, WAITING);
+                return Err(self.shared.describe(error.with_advice("allow more tunnels, or open another connection")));
+            }
         };
-        match timeout(self.config.connect_timeout, opening).await {
+        match timeout_at(deadline, self.connect_in(slot, authority, metadata)).await {
             Ok(result) => result,
             Err(_) => {
                 let error = Error::new(

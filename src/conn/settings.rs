@@ -14,7 +14,7 @@ const GIVEN_UP_UNSEEN: usize = 1024;
 macro_rules! apply {
     ($builder:expr, $config:expr) => {
         $builder
-            .initial_window_size($config.stream_window)
+            .initial_window_size($config.stream_window())
             .initial_connection_window_size($config.connection_window())
             .max_frame_size($config.max_frame_size)
             .max_header_list_size($config.max_header_list_size)

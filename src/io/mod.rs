@@ -27,6 +27,13 @@ pub trait BytesRead: AsyncRead {
     ///
     /// As [`AsyncRead::poll_read`].
     fn poll_read_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>>;
+
+    /// Ready when the stream has failed, without reading from it: a [`relay`] whose other stream takes nothing asks, so that
+    /// it does not hold a dead one. A reader that can't tell is never ready, which is the default. Cancel safe.
+    fn poll_failed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let _ = cx;
+        Poll::Pending
+    }
 }
 
 /// A writer that takes [`Bytes`] over, without copying.

@@ -153,8 +153,13 @@ impl Direction {
         while self.state == State::Moving {
             while !self.chunk.is_empty() {
                 let before = self.chunk.len();
-                let written = Pin::new(&mut *to).poll_write_bytes(cx, &mut self.chunk);
-                ready!(written).map_err(|e| (false, RelayOperation::Write, e))?;
+                match Pin::new(&mut *to).poll_write_bytes(cx, &mut self.chunk) {
+                    Poll::Ready(written) => written.map_err(|e| (false, RelayOperation::Write, e))?,
+                    Poll::Pending => {
+                        let failed = ready!(Pin::new(&mut *from).poll_failed(cx));
+                        return Poll::Ready(Err((true, RelayOperation::Read, failed)));
+                    }
+                }
                 self.moved += (before - self.chunk.len()) as u64;
                 self.unflushed = true;
             }

@@ -18,7 +18,7 @@ use crate::tls::Acceptor;
 /// Serves one connection until it ends, or until the drain does.
 ///
 /// When the drain starts, the peer is told to open no more tunnels, those it had already asked for are served, and the
-/// running ones finish; by force they are reset.
+/// running ones finish; by force the connection is broken.
 pub(super) async fn serve<F, T>(
     stream: BoxStream,
     from: Option<SocketAddr>,
@@ -48,15 +48,12 @@ where
     // Dropped with this future, so that no tunnel outlives its connection.
     let mut tunnels = JoinSet::new();
     let mut draining = false;
-    loop {
+    let result = loop {
         tokio::select! {
             incoming = server.accept() => match incoming {
                 Some(Ok(incoming)) => { tunnels.spawn(tunnel(incoming)); }
-                Some(Err(e)) => {
-                    while tunnels.join_next().await.is_some() {}
-                    return Err(e);
-                }
-                None => break,
+                Some(Err(e)) => break Err(e),
+                None => break Ok(()),
             },
             Some(_) = tunnels.join_next(), if !tunnels.is_empty() => {}
             () = drain.graceful(), if !draining => {
@@ -65,9 +62,13 @@ where
             }
             () = drain.forced() => return Ok(()),
         }
+    };
+    // An application may take its time with what has arrived for it.
+    tokio::select! {
+        () = async { while tunnels.join_next().await.is_some() {} } => {}
+        () = drain.forced() => {}
     }
-    while tunnels.join_next().await.is_some() {}
-    Ok(())
+    result
 }
 
 /// The refusal for a destination that could not be reached. Its address and the whole story stay on this side: the peer may

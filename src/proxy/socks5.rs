@@ -162,7 +162,7 @@ impl Host {
 
 /// Sends a reply; the address in it is not known, and zero. A client that is gone is noticed soon enough.
 async fn answer(stream: &mut (impl Stream + 'static), reply: Reply) {
-    let _ = stream.write_all(&[VERSION, reply as u8, 0, 1, 0, 0, 0, 0, 0, 0]).await;
+    let _ = timeout(GREETING_TIMEOUT, stream.write_all(&[VERSION, reply as u8, 0, 1, 0, 0, 0, 0, 0, 0])).await;
 }
 
 fn reply_for(error: &Error) -> Reply {

@@ -56,14 +56,6 @@ impl<IO> TlsStream<IO> {
     pub fn get_ref(&self) -> &IO {
         self.inner.get_ref().0
     }
-
-    /// The suite and key exchange in use, as in `TLS13_AES_128_GCM_SHA256 with X25519MLKEM768`.
-    pub fn cipher(&self) -> String {
-        let (_, session) = self.inner.get_ref();
-        let suite = session.negotiated_cipher_suite().map(|s| format!("{:?}", s.suite()));
-        let group = session.negotiated_key_exchange_group().map(|g| format!("{:?}", g.name()));
-        format!("{} with {}", suite.unwrap_or_default(), group.unwrap_or_default())
-    }
 }
 
 impl<IO> fmt::Debug for TlsStream<IO> {

@@ -145,6 +145,10 @@ impl BytesRead for TunnelStream {
     fn poll_read_bytes(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         Pin::new(&mut self.recv).poll_read_bytes(cx)
     }
+
+    fn poll_failed(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Error> {
+        self.send.poll_failed(cx)
+    }
 }
 
 impl AsyncWrite for TunnelStream {

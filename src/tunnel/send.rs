@@ -50,6 +50,15 @@ impl TunnelSend {
         self.reset_here = true;
     }
 
+    /// Ready when the peer has reset the tunnel or the connection is gone.
+    pub(super) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match ready!(self.stream.poll_reset(cx)) {
+            // The peer wants to hear no more, and what it has said is still to be read.
+            Ok(h2::Reason::NO_ERROR) => Poll::Pending,
+            _ => Poll::Ready(self.broken(None, cx)),
+        }
+    }
+
     /// Waits until something can be sent; returns how much of `wanted`.
     fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
         if self.finished.get() {

@@ -317,6 +317,9 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 }
 
+/// What is quoted of a value at most.
+const MAX_QUOTED: usize = 40;
+
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -324,7 +327,11 @@ impl fmt::Display for Value {
             Self::Bool(value) => value.fmt(f),
             Self::Integer(value) => value.fmt(f),
             Self::Float(value) => value.fmt(f),
-            Self::Text(text) => write!(f, "{text:?}"),
+            // A file given by mistake may be a key: no more of it is shown than it takes to find the place.
+            Self::Text(text) => match text.char_indices().nth(MAX_QUOTED) {
+                Some((end, _)) => write!(f, "{:?}...", &text[..end]),
+                None => write!(f, "{text:?}"),
+            },
             Self::List(_) => f.write_str("a list"),
             Self::Map(_) => f.write_str("a map"),
         }
