@@ -191,7 +191,7 @@ fn any_frames() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn a_server_ends_on_any_bytes(bytes in vec(any::<u8>(), 0..300), preface: bool, ends: bool) {
