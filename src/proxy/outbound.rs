@@ -31,6 +31,9 @@ struct Inner {
 }
 
 /// A tunnel to where an application wanted to go, the way it took, and whom it met there.
+///
+/// Who takes it apart keeps [`route.in_flight`](Route::in_flight) for as long as the tunnel: dropping it tells the balancer
+/// that the tunnel has ended.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Connected {
@@ -98,9 +101,10 @@ impl Outbound {
     /// Why the connection broke, on whichever side. The other side then sees it fail, not end.
     pub async fn carry(&self, connected: Connected, stream: impl Stream + 'static) -> Result<RelayStats> {
         let Connected { tunnel, route, identities } = connected;
+        let Route { authority: target, in_flight, .. } = route;
         let result = splice(tunnel, Box::new(stream)).await;
+        drop(in_flight);
         if let Ok(stats) = &result {
-            let target = &route.authority;
             tracing::debug!(%target, ?identities, received = stats.a_to_b, sent = stats.b_to_a, "connection ended");
         }
         result
