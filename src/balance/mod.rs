@@ -6,6 +6,8 @@
 //! | [`RoundRobin`] | in turn, by weight | whose turn it is |
 //! | [`LeastRequests`] | the less busy of two at random | what is in flight |
 //! | [`LocalityTiers`] | the nearest tier, and any of the above inside of it | what is in flight, if tiers may be full |
+//!
+//! [`health`] says which endpoints to leave out because they failed of late.
 
 mod in_flight;
 mod least_requests;
@@ -14,6 +16,8 @@ mod round_robin;
 #[cfg(test)]
 mod tests;
 mod tiers;
+
+pub mod health;
 
 use std::fmt::Debug;
 use std::sync::Arc;
