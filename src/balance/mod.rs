@@ -1,137 +1,134 @@
 //! Which of several endpoints a connection goes to.
+//!
+//! | Policy | Chooses | Remembers |
+//! |---|---|---|
+//! | [`WeightedRandom`] | at random, by weight | nothing |
+//! | [`RoundRobin`] | in turn, by weight | whose turn it is |
+//! | [`LeastRequests`] | the less busy of two at random | what is in flight |
+//! | [`LocalityTiers`] | the nearest tier, and any of the above inside of it | what is in flight, if tiers may be full |
+//!
+//! [`health`] says which endpoints to leave out because they failed of late.
+
+mod in_flight;
+mod least_requests;
+mod random;
+mod round_robin;
+#[cfg(test)]
+mod tests;
+mod tiers;
+
+pub mod health;
 
 use std::fmt::Debug;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
+pub use self::in_flight::InFlight;
+pub use self::least_requests::LeastRequests;
+pub use self::random::WeightedRandom;
+pub use self::round_robin::RoundRobin;
+pub use self::tiers::LocalityTiers;
 use crate::mesh::Workload;
 
 /// One of the endpoints to choose from.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Candidate<'a> {
-    /// The endpoint.
+    /// The endpoint. Its uid is what a policy remembers it by.
     pub workload: &'a Workload,
     /// How much of the traffic it should get, relative to the others: its capacity. 0 is none.
     pub weight: u32,
+    /// Its tier: 0 is the nearest. See [`Balance::heeds_rank`].
+    pub rank: u32,
 }
 
-/// A way to choose among endpoints. All candidates are as good as each other: health, locality and failover have been
-/// seen to before.
-pub trait Balance: Send + Sync + Debug {
-    /// The index of the choice. `None` when there is nobody to choose.
-    fn pick(&self, candidates: &[Candidate<'_>]) -> Option<usize>;
+/// What a [`Balance`] has chosen.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Pick {
+    /// The place of the choice among the candidates.
+    pub index: usize,
+    /// Lives as long as the work that the choice was for.
+    pub in_flight: InFlight,
 }
 
-/// Chooses at random, each candidate in proportion to its weight, as ztunnel does.
+/// A way to choose among endpoints. Health has been seen to before.
 ///
-/// Every call is independent of those before: the shares are right on average, and a few connections can all go to one
-/// endpoint.
-#[derive(Debug)]
-pub struct WeightedRandom(Mutex<fastrand::Rng>);
+/// # Contract
+///
+/// * [`pick`](Self::pick) returns `None` if and only if nobody has weight. A candidate of weight 0 is never picked.
+/// * It may be called from many threads at a time, and under a lock: it does not block on anything but a short lock of its
+///   own, and does no I/O.
+/// * The index refers to the slice, which may differ from call to call. One balancer serves many services, so the slice is
+///   not all that there is.
+/// * The token in [`Pick::in_flight`] is dropped when the work *ends*: when a tunnel has been relayed to its end, not when
+///   its 200 has arrived. It may be dropped on any thread, also after the endpoint is gone from the mesh or the balancer has
+///   been dropped.
+/// * Endpoints are known by uid, and those that disappear are forgotten: what a balancer remembers is bounded by what is in
+///   flight and what is in the mesh.
+///
+/// # Examples
+///
+/// ```
+/// use hbone::balance::{Balance, Candidate, InFlight, Pick};
+///
+/// /// The first one that may be chosen at all.
+/// #[derive(Debug)]
+/// struct First;
+///
+/// impl Balance for First {
+///     fn pick(&self, candidates: &[Candidate<'_>]) -> Option<Pick> {
+///         let index = candidates.iter().position(|c| c.weight > 0)?;
+///         Some(Pick::new(index, InFlight::none()))
+///     }
+/// }
+/// ```
+pub trait Balance: Send + Sync + Debug {
+    /// Chooses one of the candidates. `None` when nobody has weight.
+    fn pick(&self, candidates: &[Candidate<'_>]) -> Option<Pick>;
+
+    /// Whether [`Candidate::rank`] matters to this policy. Default: no, and then it is only given candidates that are as
+    /// near as each other. If yes, it is given those of all tiers, and is trusted to prefer the near ones.
+    fn heeds_rank(&self) -> bool {
+        false
+    }
+}
 
 impl<'a> Candidate<'a> {
-    /// A candidate with a weight of its own.
+    /// A candidate with a weight of its own, in the nearest tier.
     pub fn new(workload: &'a Workload, weight: u32) -> Self {
-        Self { workload, weight }
+        Self { workload, weight, rank: 0 }
+    }
+
+    /// Puts it into this tier. Default 0, the nearest.
+    pub fn with_rank(mut self, rank: u32) -> Self {
+        self.rank = rank;
+        self
     }
 }
 
-impl WeightedRandom {
-    /// With a random seed.
-    pub fn new() -> Self {
-        Self(Mutex::new(fastrand::Rng::new()))
-    }
-
-    /// With this seed, for the same choices on each run.
-    pub fn with_seed(seed: u64) -> Self {
-        Self(Mutex::new(fastrand::Rng::with_seed(seed)))
+impl Pick {
+    /// A choice and the token of its work.
+    pub fn new(index: usize, in_flight: InFlight) -> Self {
+        Self { index, in_flight }
     }
 }
 
-impl Default for WeightedRandom {
-    fn default() -> Self {
-        Self::new()
+impl<B: Balance + ?Sized> Balance for Arc<B> {
+    fn pick(&self, candidates: &[Candidate<'_>]) -> Option<Pick> {
+        (**self).pick(candidates)
+    }
+
+    fn heeds_rank(&self) -> bool {
+        (**self).heeds_rank()
     }
 }
 
-impl Balance for WeightedRandom {
-    fn pick(&self, candidates: &[Candidate<'_>]) -> Option<usize> {
-        let total: u64 = candidates.iter().map(|c| u64::from(c.weight)).sum();
-        if total == 0 {
-            return None;
-        }
-        let mut at = self.0.lock().unwrap_or_else(PoisonError::into_inner).u64(..total);
-        candidates.iter().position(|c| match at.checked_sub(u64::from(c.weight)) {
-            Some(rest) => {
-                at = rest;
-                false
-            }
-            None => true,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use rstest::rstest;
-
-    use super::*;
-
-    fn pick_many(balance: &WeightedRandom, weights: &[u32], times: usize) -> Vec<usize> {
-        let workload = Workload::new("uid", "name", "spiffe://td/ns/a/sa/b".parse().unwrap());
-        let candidates: Vec<_> = weights.iter().map(|w| Candidate::new(&workload, *w)).collect();
-        let mut counts = vec![0; weights.len()];
-        for _ in 0..times {
-            if let Some(index) = balance.pick(&candidates) {
-                counts[index] += 1;
-            }
-        }
-        counts
+impl<B: Balance + ?Sized> Balance for Box<B> {
+    fn pick(&self, candidates: &[Candidate<'_>]) -> Option<Pick> {
+        (**self).pick(candidates)
     }
 
-    #[rstest]
-    #[case(&[1, 1, 1, 1])]
-    #[case(&[9, 1])]
-    #[case(&[1, 0, 3])]
-    #[case(&[u32::MAX, u32::MAX, u32::MAX])]
-    fn shares_follow_the_weights(#[case] weights: &[u32]) {
-        const TIMES: usize = 20_000;
-        let counts = pick_many(&WeightedRandom::with_seed(7), weights, TIMES);
-        let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
-        for (count, weight) in counts.iter().zip(weights) {
-            let expected = TIMES as f64 * f64::from(*weight) / total;
-            // Five standard deviations of a binomial distribution.
-            let tolerance = 5.0 * (expected * (1.0 - f64::from(*weight) / total)).sqrt();
-            assert!((*count as f64 - expected).abs() <= tolerance, "{counts:?} for {weights:?}");
-        }
-    }
-
-    #[rstest]
-    #[case(&[])]
-    #[case(&[0])]
-    #[case(&[0, 0])]
-    fn nobody_is_chosen_when_nobody_has_weight(#[case] weights: &[u32]) {
-        assert_eq!(pick_many(&WeightedRandom::new(), weights, 10).iter().sum::<usize>(), 0);
-    }
-
-    #[test]
-    fn the_same_seed_makes_the_same_choices() {
-        let runs = [7, 7, 8].map(|seed| {
-            let balance = WeightedRandom::with_seed(seed);
-            (0..50).map(|_| pick_many(&balance, &[1, 1, 1], 1)).collect::<Vec<_>>()
-        });
-        assert_eq!(runs[0], runs[1]);
-        assert_ne!(runs[0], runs[2]);
-    }
-
-    proptest! {
-        #[test]
-        fn only_candidates_with_weight_are_chosen(weights in prop::collection::vec(0u32..4, 0..8), seed: u64) {
-            let counts = pick_many(&WeightedRandom::with_seed(seed), &weights, 20);
-            prop_assert!(counts.iter().zip(&weights).all(|(count, weight)| *count == 0 || *weight > 0));
-            let chosen = counts.iter().sum::<usize>();
-            prop_assert_eq!(chosen, if weights.iter().any(|w| *w > 0) { 20 } else { 0 });
-        }
+    fn heeds_rank(&self) -> bool {
+        (**self).heeds_rank()
     }
 }

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::identity::TrustDomains;
 use crate::mesh::Network;
 use crate::metadata::Metadata;
-use crate::route;
+use crate::route::{self, Backend};
 use crate::server::Incoming;
 use crate::tls::{Acceptor, CredentialSource};
 
@@ -98,7 +98,9 @@ impl Inner {
             Ok(tunnel) => splice(tunnel, pod).await,
             Err(error) => Err(error),
         };
-        let pod = &backend.workload.name;
+        let Backend { workload, in_flight, .. } = backend;
+        drop(in_flight);
+        let pod = &workload.name;
         match ended {
             Ok(stats) => {
                 tracing::debug!(%peer, %target, %pod, received = stats.a_to_b, sent = stats.b_to_a, "tunnel ended")

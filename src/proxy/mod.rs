@@ -19,6 +19,8 @@ mod serve;
 mod splice;
 mod stream;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 
 pub use gateway::Gateway;
 pub use inbound::Inbound;

@@ -32,6 +32,9 @@ struct Inner {
 }
 
 /// A tunnel to where an application wanted to go, the way it took, and whom it met there.
+///
+/// Who takes it apart keeps [`route.in_flight`](Route::in_flight) for as long as the tunnel: dropping it tells the balancer
+/// that the tunnel has ended.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Connected {
@@ -92,11 +95,12 @@ impl Outbound {
 
     async fn join(connected: Connected, stream: Unfinished) -> Result<RelayStats> {
         let Connected { tunnel, route, identities, drivers } = connected;
+        let Route { authority: target, in_flight, .. } = route;
         let result = splice(tunnel, stream).await;
+        drop(in_flight);
         // A tunnel takes more than the network has taken yet.
         drivers.ended().await;
         if let Ok(stats) = &result {
-            let target = &route.authority;
             tracing::debug!(%target, ?identities, received = stats.a_to_b, sent = stats.b_to_a, "connection ended");
         }
         result

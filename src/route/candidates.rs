@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::balance::{Balance, Candidate};
+use crate::balance::{Balance, Candidate, InFlight, Pick};
 use crate::identity::AcceptedIdentities;
 use crate::mesh::{
     GatewayAddress, GatewayDestination, HBONE_PORT, HealthPolicy, LoadBalancing, LoadBalancingMode, LoadBalancingScope,
@@ -86,35 +86,51 @@ pub(super) fn address(workload: &Workload, like: Option<IpAddr>) -> Result<IpAdd
     addresses.iter().find(same).or_else(|| addresses.first()).copied().ok_or(Unusable::NoAddress)
 }
 
-/// Keeps the endpoints that the preferences of the service leave.
+/// Something to choose, in its tier: 0 is the best.
+pub(super) struct Ranked<T> {
+    pub(super) item: T,
+    rank: u32,
+}
+
+/// All in one tier.
+pub(super) fn unranked<T>(items: Vec<T>) -> Vec<Ranked<T>> {
+    items.into_iter().map(|item| Ranked { item, rank: 0 }).collect()
+}
+
+/// Keeps the endpoints that the preferences of the service leave. Of several tiers these are the best one's, unless
+/// `all_ranks` are wanted.
 pub(super) fn prefer<T>(
     rule: &LoadBalancing,
     source: &Workload,
     mut candidates: Vec<T>,
     workload: impl Fn(&T) -> &Workload,
+    all_ranks: bool,
     reasons: &mut Reasons,
-) -> Vec<T> {
+) -> Vec<Ranked<T>> {
     let preferences = &rule.preferences;
     let has = |scope: &LoadBalancingScope, c: &T| shares(*scope, source, workload(c));
     match rule.mode {
-        LoadBalancingMode::Standard | LoadBalancingMode::Passthrough => candidates,
+        LoadBalancingMode::Standard | LoadBalancingMode::Passthrough => unranked(candidates),
         LoadBalancingMode::Strict => {
             let before = candidates.len();
             candidates.retain(|c| preferences.iter().all(|scope| has(scope, c)));
             (candidates.len()..before).for_each(|_| reasons.add(Unusable::NotPreferred));
-            candidates
+            unranked(candidates)
         }
         LoadBalancingMode::Failover => {
-            let best = candidates.iter().map(|c| rank(preferences, |scope| has(scope, c))).max();
-            candidates.retain(|c| Some(rank(preferences, |scope| has(scope, c))) == best);
-            candidates
+            let met: Vec<usize> =
+                candidates.iter().map(|c| preferences_met(preferences, |scope| has(scope, c))).collect();
+            let most = met.iter().copied().max().unwrap_or(0);
+            let rank = |met: usize| u32::try_from(most - met).unwrap_or(u32::MAX);
+            let ranked = candidates.into_iter().zip(met).map(|(item, met)| Ranked { item, rank: rank(met) });
+            ranked.filter(|c| all_ranks || c.rank == 0).collect()
         }
     }
 }
 
 /// How many preferences hold before the first that does not. As in ztunnel, a leading NETWORK outranks all that
 /// follows, and without it the rest still counts, so that endpoints in other networks are told apart.
-fn rank(preferences: &[LoadBalancingScope], has: impl Fn(&LoadBalancingScope) -> bool) -> usize {
+fn preferences_met(preferences: &[LoadBalancingScope], has: impl Fn(&LoadBalancingScope) -> bool) -> usize {
     let leading = |scopes: &[LoadBalancingScope]| scopes.iter().take_while(|scope| has(scope)).count();
     match preferences {
         [first @ LoadBalancingScope::Network, rest @ ..] if has(first) => 1 + rest.len() + leading(rest),
@@ -137,11 +153,18 @@ fn shares(scope: LoadBalancingScope, a: &Workload, b: &Workload) -> bool {
     }
 }
 
-/// Chooses one of the candidates by capacity.
-pub(super) fn pick<T>(candidates: Vec<T>, workload: impl Fn(&T) -> &Workload, balance: &dyn Balance) -> Option<T> {
-    let list: Vec<_> = candidates.iter().map(|c| Candidate::new(workload(c), workload(c).capacity)).collect();
-    let index = balance.pick(&list)?;
-    candidates.into_iter().nth(index)
+/// Chooses one of the candidates by capacity. The token is that of the work that it is chosen for.
+pub(super) fn pick<T>(
+    candidates: Vec<Ranked<T>>,
+    workload: impl Fn(&T) -> &Workload,
+    balance: &dyn Balance,
+) -> Option<(T, InFlight)> {
+    let list: Vec<_> = candidates
+        .iter()
+        .map(|c| Candidate::new(workload(&c.item), workload(&c.item).capacity).with_rank(c.rank))
+        .collect();
+    let Pick { index, in_flight, .. } = balance.pick(&list)?;
+    Some((candidates.into_iter().nth(index)?.item, in_flight))
 }
 
 /// A gateway: where to dial, whom to accept there.

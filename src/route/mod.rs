@@ -16,13 +16,15 @@ use std::sync::Arc;
 pub use self::outbound::outbound;
 pub use self::receive::{gateway, inbound};
 use crate::authority::Authority;
+use crate::balance::InFlight;
 use crate::mesh::{Service, Workload};
 use crate::path::Path;
 
 /// Ports of the mesh's own proxies: HBONE, plain inbound, outbound capture. A tunnel that ends there would loop.
 const ILLEGAL_PORTS: [u16; 3] = [15008, 15006, 15001];
 
-/// The way that a connection of a local application takes.
+/// The way that a connection of a local application takes. Keep it until the connection has ended: see
+/// [`in_flight`](Self::in_flight).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Route {
@@ -36,9 +38,13 @@ pub struct Route {
     pub service: Option<Arc<Service>>,
     /// The gateway of the other network, where there is one on the way.
     pub gateway: Option<Arc<Workload>>,
+    /// Counts the connection at the endpoint and the gateway that were chosen, until it is dropped together with all of its
+    /// clones.
+    pub in_flight: InFlight,
 }
 
-/// The endpoint that a gateway forwards a tunnel to.
+/// The endpoint that a gateway forwards a tunnel to. Keep it until the tunnel has ended: see
+/// [`in_flight`](Self::in_flight).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Backend {
@@ -46,6 +52,8 @@ pub struct Backend {
     pub address: SocketAddr,
     /// The endpoint.
     pub workload: Arc<Workload>,
+    /// Counts the tunnel at the endpoint, until it is dropped together with all of its clones.
+    pub in_flight: InFlight,
 }
 
 fn is_illegal(port: u16) -> bool {

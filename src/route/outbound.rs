@@ -5,10 +5,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::candidates::{Gateway, Reasons, Unusable, accepted, address, check, gateways, hbone_address, pick, prefer};
+use super::candidates::{
+    Gateway, Reasons, Unusable, accepted, address, check, gateways, hbone_address, pick, prefer, unranked,
+};
 use super::{Route, is_illegal};
 use crate::authority::{Authority, HostPort};
-use crate::balance::Balance;
+use crate::balance::{Balance, InFlight};
 use crate::error::{Error, ErrorKind, Layer, Side};
 use crate::identity::AcceptedIdentities;
 use crate::mesh::{Endpoint, LoadBalancingMode, Network, Protocol, Service, Snapshot, Workload};
@@ -24,7 +26,7 @@ use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 /// [`AllowAll`](crate::mesh::HealthPolicy::AllowAll)), have capacity, speak HBONE, have a target port for the port
 /// asked for, and can be reached: in the source's network by an address; in another by a gateway, if the service has
 /// subject alternative names, since only these say who may answer there. Its load balancing mode thins them out, then
-/// `balance` chooses.
+/// `balance` chooses. A balancer that [heeds ranks](Balance::heeds_rank) is given all tiers of a service that fails over.
 ///
 /// In the source's own network the path has one hop, to the workload's address, which may be shared, and the
 /// authority is the workload's address with the target port. To another network it has two: to the gateway, and
@@ -145,21 +147,24 @@ impl Query<'_> {
             let there = capacities.entry(workload.network.clone()).or_default();
             *there = there.saturating_add(workload.capacity);
         }
-        let best = prefer(&service.load_balancing, self.source, reached, |r| &r.workload, &mut reasons);
-        let Some(Reached { workload, way }) = pick(best, |r| &r.workload, self.balance) else {
+        let all_ranks = self.balance.heeds_rank();
+        let best = prefer(&service.load_balancing, self.source, reached, |r| &r.workload, all_ranks, &mut reasons);
+        let Some((Reached { workload, way }, in_flight)) = pick(best, |r| &r.workload, self.balance) else {
             return Err(self.no_route(format_args!("no endpoint of service {service} can be used: {reasons}")));
         };
         match way {
             Way::Near { ip, target_port } => {
                 let accept = accepted(&workload, service);
-                Ok(near(workload, ip, target_port, accept, Some(service.clone())))
+                let route = near(workload, ip, target_port, accept, Some(service.clone()));
+                Ok(Route { in_flight, ..route })
             }
             Way::Far { gateways } => {
-                let Some(gateway) = pick(gateways, |g| &g.workload, self.balance) else {
+                let Some((gateway, at_gateway)) = pick(unranked(gateways), |g| &g.workload, self.balance) else {
                     return Err(self.no_route(format_args!("no gateway of network {} was chosen", workload.network)));
                 };
                 let capacity = capacities.get(&workload.network).copied().unwrap_or(1);
-                self.far(workload, gateway, service, port, capacity)
+                let route = self.far(workload, gateway, service, port, capacity)?;
+                Ok(Route { in_flight: in_flight.and(at_gateway), ..route })
             }
         }
     }
@@ -210,6 +215,7 @@ impl Query<'_> {
             picked,
             service: Some(service.clone()),
             gateway: Some(gateway.workload),
+            in_flight: InFlight::none(),
         })
     }
 
@@ -233,5 +239,12 @@ fn near(
     service: Option<Arc<Service>>,
 ) -> Route {
     let hop = DirectHop { address: hbone_address(ip), accept, reuse: Reuse::Shared };
-    Route { path: Path::direct(hop), authority: SocketAddr::new(ip, port).into(), picked, service, gateway: None }
+    Route {
+        path: Path::direct(hop),
+        authority: SocketAddr::new(ip, port).into(),
+        picked,
+        service,
+        gateway: None,
+        in_flight: InFlight::none(),
+    }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::candidates::{Reasons, Unusable, address, check, hbone_address, pick};
+use super::candidates::{Reasons, Unusable, address, check, hbone_address, pick, unranked};
 use super::{Backend, is_illegal};
 use crate::authority::Authority;
 use crate::balance::Balance;
@@ -118,8 +118,8 @@ pub fn gateway(
             Err(reason) => reasons.add(reason),
         }
     }
-    match pick(candidates, |(_, workload)| workload, balance) {
-        Some((address, workload)) => Ok(Backend { address, workload }),
+    match pick(unranked(candidates), |(_, workload)| workload, balance) {
+        Some(((address, workload), in_flight)) => Ok(Backend { address, workload, in_flight }),
         None => {
             let why = format!("no endpoint of service {service} in network {network} can be used: {reasons}");
             Err(refuse(RefusalReason::DestinationUnavailable, why))

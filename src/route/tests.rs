@@ -2,6 +2,8 @@
 
 #![cfg(feature = "mesh-file")]
 
+mod balance;
+
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 use std::sync::Arc;

@@ -1,0 +1,159 @@
+//! The roles together, over an in-memory network.
+
+#![cfg(feature = "mesh-file")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::task::yield_now;
+use tokio::time::timeout;
+
+use super::{Gateway, Inbound, MeshWatch, Opener, Outbound};
+use crate::authority::Authority;
+use crate::balance::{Balance, Candidate, InFlight, Pick};
+use crate::config::Config;
+use crate::drain;
+use crate::identity::{SpiffeId, TrustDomains};
+use crate::mesh::{Network as MeshNetwork, Snapshot};
+use crate::testing::{Ca, Network, NetworkListener};
+
+/// Picks the first, and knows how much is in flight.
+#[derive(Clone, Debug, Default)]
+struct Counting(Arc<AtomicUsize>);
+
+impl Counting {
+    fn get(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    async fn reaches(&self, count: usize) {
+        let reached = async {
+            while self.get() != count {
+                yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), reached).await.unwrap();
+    }
+}
+
+impl Balance for Counting {
+    fn pick(&self, candidates: &[Candidate<'_>]) -> Option<Pick> {
+        struct Held(Counting);
+        impl Drop for Held {
+            fn drop(&mut self) {
+                self.0.0.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        let index = candidates.iter().position(|c| c.weight > 0)?;
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Some(Pick::new(index, InFlight::new(Held(self.clone()))))
+    }
+}
+
+fn mesh(name: &str) -> MeshWatch {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/fixtures").join(name);
+    tokio::sync::watch::channel(Snapshot::load(&file).unwrap()).1
+}
+
+/// A client in network east, and in network west a gateway and a pod with an application.
+struct World {
+    outbound: Outbound,
+    at_client: Counting,
+    at_gateway: Counting,
+    application: NetworkListener,
+    target: Authority,
+    _drain: drain::Drain,
+}
+
+impl World {
+    fn new() -> Self {
+        let (ca, network, config) = (Ca::new(), Network::new(), Arc::new(Config::new()));
+        let credentials = |namespace: &str, account: &str| {
+            let id: SpiffeId = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}").parse().unwrap();
+            Arc::new(ca.issue(&id))
+        };
+        let trusted = TrustDomains::new("cluster.local".parse().unwrap());
+        let (at_client, at_gateway) = (Counting::default(), Counting::default());
+        let dialer = || Arc::new(network.clone());
+        let opener = Opener::new(dialer(), credentials("default", "client"), config.clone());
+        let outbound = Outbound::new(mesh("mesh-east.yaml"), "default", "client", opener, Arc::new(at_client.clone()));
+        let gateway = Gateway::new(
+            mesh("mesh-west.yaml"),
+            MeshNetwork::new("west"),
+            credentials("istio-gateways", "eastwest"),
+            trusted.clone(),
+            dialer(),
+            Arc::new(at_gateway.clone()),
+            config.clone(),
+        );
+        let server = credentials("default", "server");
+        let pod = Inbound::new(mesh("mesh-west.yaml"), "default", "b1", server, trusted, dialer(), config);
+
+        let (drain, watch) = drain::channel();
+        let mut gateways = network.listen("10.77.0.2:15008".parse().unwrap());
+        let to_gateway = watch.clone();
+        tokio::spawn(async move {
+            while let Some(stream) = gateways.accept().await {
+                let (gateway, watch) = (gateway.clone(), to_gateway.clone());
+                tokio::spawn(async move { gateway.serve(stream, None, &watch).await });
+            }
+        });
+        let mut pods = network.listen("10.77.0.11:15008".parse().unwrap());
+        tokio::spawn(async move {
+            while let Some(stream) = pods.accept().await {
+                let (pod, watch) = (pod.clone(), watch.clone());
+                tokio::spawn(async move { pod.serve(stream, None, &watch).await });
+            }
+        });
+        let application = network.listen("10.77.0.11:8080".parse().unwrap());
+        let target = "global.default.svc.cluster.local:80".parse().unwrap();
+        Self { outbound, at_client, at_gateway, application, target, _drain: drain }
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_is_in_flight_until_its_relay_ends() {
+    let mut world = World::new();
+    let (mut client, plain) = duplex(1024);
+    let (outbound, target) = (world.outbound.clone(), world.target.clone());
+    let serving = tokio::spawn(async move { outbound.serve(plain, &target, None).await });
+
+    let mut server = world.application.accept().await.unwrap();
+    let mut word = [0; 8];
+    client.write_all(b"question").await.unwrap();
+    server.read_exact(&mut word).await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(server.read(&mut word).await.unwrap(), 0);
+    // Half closed is not ended. The client has chosen an endpoint and the gateway before it.
+    assert_eq!((world.at_client.get(), world.at_gateway.get()), (2, 1));
+
+    server.write_all(b"answered").await.unwrap();
+    server.shutdown().await.unwrap();
+    client.read_exact(&mut word).await.unwrap();
+    assert_eq!(&word, b"answered");
+    serving.await.unwrap().unwrap();
+    assert_eq!(world.at_client.get(), 0);
+    world.at_gateway.reaches(0).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_that_is_not_carried_on_is_in_flight_as_long_as_it_is_kept() {
+    let world = World::new();
+    let connected = world.outbound.connect(&world.target, None).await.unwrap();
+    assert_eq!((world.at_client.get(), world.at_gateway.get()), (2, 1));
+    drop(connected);
+    assert_eq!(world.at_client.get(), 0);
+    world.at_gateway.reaches(0).await;
+}
+
+#[tokio::test]
+async fn nothing_is_in_flight_after_a_failure_to_connect() {
+    let mut world = World::new();
+    world.application = Network::new().listen("10.77.0.11:8080".parse().unwrap());
+    world.outbound.connect(&world.target, None).await.unwrap_err();
+    assert_eq!(world.at_client.get(), 0);
+    world.at_gateway.reaches(0).await;
+}
