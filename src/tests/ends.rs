@@ -281,3 +281,22 @@ async fn the_halves_of_a_tunnel_count_as_one_until_both_are_gone(#[values(true, 
     }
     assert_eq!(client.load().open, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_written_before_an_orderly_end_arrives_however_slow_the_reader() {
+    const LEN: usize = 60_000;
+    let (near, far) = duplex(1 << 16);
+    let (client, _driver, server) = plain(Config::new().with_stream_window(1 << 16), near, far).await;
+    let (mut incoming, _serving) = serve(server);
+    let (mut near, mut far) = tunnel(&client, &mut incoming).await;
+    near.write_all(&vec![7; LEN]).await.unwrap();
+    near.shutdown().await.unwrap();
+    drop(near);
+    // Longer than the linger timeout: the tunnel is reset by now.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(client.load().open, 0);
+    let mut got = Vec::new();
+    far.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got.len(), LEN);
+    assert_eq!(kind(&write_error(&mut far).await), CANCEL);
+}
