@@ -1,6 +1,8 @@
 //! What a tunnel costs in throughput, over loopback TCP.
 //!
-//! 1. Bulk through a plain mutual-TLS session (depth 0), HBONE (depth 1) and nested HBONE (depth 2), side by side.
+//! 1. Bulk through a plain mutual-TLS session (depth 0: tokio-rustls below `tls::TlsStream`, which adds a check of who the
+//!    peer is and nothing to the bytes), HBONE (depth 1) and nested HBONE (depth 2), side by side. The proxies read sockets
+//!    ahead; what that alone gives a plain session is a row of its own.
 //! 2. One busy tunnel alone, and beside eight tunnels of the same connection whose readers have stopped.
 //!
 //! The rounds are interleaved, so that a noisy machine hits all alike; compare the ratios of the medians. Each measurement
@@ -77,7 +79,7 @@ impl Peers {
         }
     }
 
-    async fn link(&self, depth: usize) -> Link {
+    async fn link(&self, depth: usize, read_ahead: bool) -> Link {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
         let (sender, far) = mpsc::unbounded_channel();
@@ -85,19 +87,21 @@ impl Peers {
         tokio::spawn(async move {
             let (tcp, _) = listener.accept().await.expect("a connection");
             tcp.set_nodelay(true).expect("no delay");
-            match depth {
-                0 => peers.serve(tcp, 0, sender).await,
-                depth => peers.serve(ReadAhead::new(tcp), depth, sender).await,
+            match read_ahead {
+                false => peers.serve(tcp, depth, sender).await,
+                true => peers.serve(ReadAhead::new(tcp), depth, sender).await,
             }
         });
         let tcp = TcpStream::connect(address).await.expect("a connection");
         tcp.set_nodelay(true).expect("no delay");
         let accept = AcceptedIdentities::from(self.server.clone());
         if depth == 0 {
-            let tls = self.connector.connect(tcp, &accept).await.expect("TLS");
-            return Link::Plain(Some(Box::new(Plain::new(tls))), far);
+            let near: BoxStream = match read_ahead {
+                false => Box::new(Plain::new(self.connector.connect(tcp, &accept).await.expect("TLS"))),
+                true => Box::new(Plain::new(self.connector.connect(ReadAhead::new(tcp), &accept).await.expect("TLS"))),
+            };
+            return Link::Plain(Some(near), far);
         }
-        // As the proxies do; the plain session stays what tokio-rustls makes of it.
         let tls = self.connector.connect(ReadAhead::new(tcp), &accept).await.expect("TLS");
         let builder = client::Builder::new().config(self.config.clone());
         let (mut client, driver) = builder.handshake(tls).await.expect("HTTP/2");
@@ -141,8 +145,8 @@ impl Peers {
     }
 
     /// MiB/s of one bulk transfer at `depth`, beside `stalled` tunnels of the same connection whose readers have stopped.
-    async fn bulk(self, depth: usize, stalled: usize, mib: usize) -> f64 {
-        let mut link = self.link(depth).await;
+    async fn bulk(self, depth: usize, read_ahead: bool, stalled: usize, mib: usize) -> f64 {
+        let mut link = self.link(depth, read_ahead).await;
         let mut held = Vec::new();
         for _ in 0..stalled {
             let (mut near, far) = link.open(&self.authority).await;
@@ -193,6 +197,8 @@ async fn transfer(mut near: BoxStream, mut far: BoxStream, total: usize) -> f64 
 struct Case {
     name: &'static str,
     depth: usize,
+    /// Whether the socket is read ahead; always so below HBONE.
+    read_ahead: bool,
     stalled: usize,
     /// The case of the same table that the ratio is to.
     to: usize,
@@ -205,7 +211,7 @@ fn table(title: &str, cases: &[Case], mib: usize, rounds: usize) {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
             // Spawned, since the thread that blocks is not one of the two.
-            let rate = runtime.spawn(Peers::new().bulk(case.depth, case.stalled, mib));
+            let rate = runtime.spawn(Peers::new().bulk(case.depth, case.read_ahead, case.stalled, mib));
             rates.push(runtime.block_on(rate).expect("a rate"));
         }
     }
@@ -228,19 +234,20 @@ fn main() {
     let mib = argument("--mib").unwrap_or(if smoke { 1 } else { 512 });
     let rounds = argument("--rounds").unwrap_or(if smoke { 1 } else { 7 }).max(1);
     let depths = [
-        Case { name: "depth 0: tokio-rustls, mutual TLS", depth: 0, stalled: 0, to: 0 },
-        Case { name: "depth 1: HBONE", depth: 1, stalled: 0, to: 0 },
-        Case { name: "depth 2: nested HBONE", depth: 2, stalled: 0, to: 0 },
+        Case { name: "depth 0: tokio-rustls, mutual TLS", depth: 0, read_ahead: false, stalled: 0, to: 0 },
+        Case { name: "depth 1: HBONE", depth: 1, read_ahead: true, stalled: 0, to: 0 },
+        Case { name: "depth 2: nested HBONE", depth: 2, read_ahead: true, stalled: 0, to: 0 },
+        Case { name: "depth 0, the socket read ahead", depth: 0, read_ahead: true, stalled: 0, to: 0 },
     ];
     if let Some(case) = argument("--only").and_then(|depth| depths.get(depth)) {
         return table("one depth", &[Case { to: 0, ..*case }], mib, rounds);
     }
     table("depth", &depths, mib, rounds);
     let stalled = [
-        Case { name: "depth 1, alone", depth: 1, stalled: 0, to: 0 },
-        Case { name: "depth 1, beside 8 stalled readers", depth: 1, stalled: STALLED, to: 0 },
-        Case { name: "depth 2, alone", depth: 2, stalled: 0, to: 2 },
-        Case { name: "depth 2, beside 8 stalled readers", depth: 2, stalled: STALLED, to: 2 },
+        Case { name: "depth 1, alone", depth: 1, read_ahead: true, stalled: 0, to: 0 },
+        Case { name: "depth 1, beside 8 stalled readers", depth: 1, read_ahead: true, stalled: STALLED, to: 0 },
+        Case { name: "depth 2, alone", depth: 2, read_ahead: true, stalled: 0, to: 2 },
+        Case { name: "depth 2, beside 8 stalled readers", depth: 2, read_ahead: true, stalled: STALLED, to: 2 },
     ];
     table("stalled readers", &stalled, mib, rounds);
 }
