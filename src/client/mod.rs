@@ -47,7 +47,8 @@ pub struct Load {
 
 /// Starts HTTP/2 as a client over any byte stream, with the default [`Config`].
 ///
-/// Nothing is awaited from the peer. Spawn the [`Driver`]: nothing moves without it.
+/// Nothing is awaited from the peer. Spawn the [`Driver`]: nothing moves without it. On a TCP socket of your own set
+/// TCP_NODELAY first, else small frames wait for acknowledgements.
 ///
 /// # Errors
 ///

@@ -32,7 +32,8 @@ impl<T> Plain<T> {
         &self.io
     }
 
-    pub(crate) fn get_mut(&mut self) -> &mut T {
+    /// The byte stream. What is written to or read from it directly is not seen here.
+    pub fn get_mut(&mut self) -> &mut T {
         &mut self.io
     }
 

@@ -1,5 +1,6 @@
 //! The three roles together: client, outbound, gateway, inbound, application.
 
+mod drain;
 mod socks5;
 mod world;
 
@@ -16,7 +17,7 @@ use crate::io::RelayStats;
 use crate::mesh::Snapshot;
 use crate::metadata::{Metadata, WorkloadType};
 use crate::proxy::{Connected, Outbound};
-use crate::{Authority, DirectHop, Error, ErrorKind, Layer, Path, RefusalReason, Reuse, client, drain, nested};
+use crate::{Authority, DirectHop, Error, ErrorKind, Layer, Path, RefusalReason, Reuse, client, nested};
 use world::{Apps, FAR, FarEnd, GATEWAY, NEAR, POD, Role, World, address, exchange, gateway_id, pipe, refused};
 
 /// Longer than anything that is waited for here, on a paused clock.
@@ -497,101 +498,6 @@ async fn a_client_proxy_that_dies_is_no_end_to_the_application(#[values(Way::Nea
     served.abort();
     assert_eq!(application.read_to_end().await, (vec![], true), "the rest of the question");
     assert_eq!(client.read_to_end().await, (vec![], true), "the answer");
-}
-
-/// Which role is drained.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Drained {
-    Gateway,
-    Pod,
-}
-
-async fn running(world: &World, drained: Drained) -> (FarEnd, FarEnd, Role, Role) {
-    let (pod, mut apps, gateway) = Way::Far.start(world);
-    let (mut client, _) = serve(&world.outbound(), FAR);
-    let application = apps.dialled().await.connect();
-    client.io.write_all(b"half a quest").await.unwrap();
-    let gateway = gateway.unwrap();
-    let (role, other) = if drained == Drained::Gateway { (gateway, pod) } else { (pod, gateway) };
-    (client, application, role, other)
-}
-
-#[rstest]
-#[tokio::test(start_paused = true)]
-async fn a_drain_lets_what_runs_finish_and_nothing_new_in(#[values(Drained::Gateway, Drained::Pod)] drained: Drained) {
-    let world = World::new();
-    let (mut client, mut application, role, _other) = running(&world, drained).await;
-    let draining = tokio::spawn(role.drain.drain(AGES));
-    quiet().await;
-    let error = refused(&world.outbound(), FAR).await;
-    match drained {
-        Drained::Gateway => assert_eq!((error.kind(), error.hop()), (&ErrorKind::Unreachable, Some(0)), "{error}"),
-        Drained::Pod => {
-            assert_refused(&error, 0, RefusalReason::ConnectionRefused, 503, "the pod could not be reached")
-        }
-    }
-    client.io.write_all(b"ion").await.unwrap();
-    client.io.shutdown().await.unwrap();
-    assert_eq!(application.read_to_end().await, (b"half a question".to_vec(), false));
-    application.io.write_all(b"answer").await.unwrap();
-    application.io.shutdown().await.unwrap();
-    assert_eq!(client.read_to_end().await, (b"answer".to_vec(), false));
-    let start = Instant::now();
-    assert!(draining.await.unwrap().completed);
-    assert_eq!(start.elapsed(), Duration::ZERO, "the drain ends with its last connection");
-}
-
-#[rstest]
-#[tokio::test(start_paused = true)]
-async fn what_outlasts_a_drain_breaks_and_does_not_end(#[values(Drained::Gateway, Drained::Pod)] drained: Drained) {
-    let world = World::new();
-    let (mut client, mut application, role, _other) = running(&world, drained).await;
-    let (start, grace) = (Instant::now(), Duration::from_secs(5));
-    let report = role.drain.drain(grace).await;
-    assert_eq!((report.completed, report.forced), (false, 1));
-    assert_eq!(start.elapsed(), grace);
-    assert_eq!(client.read_to_end().await, (vec![], true), "the answer");
-    assert_eq!(application.read_to_end().await, (b"half a quest".to_vec(), true), "the question");
-}
-
-#[tokio::test]
-async fn a_draining_role_lets_nobody_shake_hands() {
-    let world = World::new();
-    let (drain, watch) = drain::channel();
-    let draining = tokio::spawn(drain.drain(AGES));
-    watch.graceful().await;
-    let (pod, _apps) = world.inbound_role(&world.east, "near");
-    let gateway = world.gateway_role(Arc::new(world.west.network.clone()));
-    let (pipe, mut far) = pipe();
-    gateway.serve(pipe, None, &watch).await.unwrap();
-    assert_eq!(far.read_to_end().await.0, b"");
-    let (pipe, mut far) = world::pipe();
-    pod.serve(pipe, None, &watch).await.unwrap();
-    assert_eq!(far.read_to_end().await.0, b"");
-    drop(watch);
-    assert!(draining.await.unwrap().completed);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_draining_pod_tells_its_peers_to_open_no_more_tunnels() {
-    let world = World::new();
-    let (role, mut apps) = world.inbound(&world.east, "near");
-    let (stream, tls) = (world.east.network.connect(address(POD)).unwrap(), connector(&world));
-    let stream = tls.connect(stream, &server_id().into()).await.unwrap();
-    let (client, driver) = client::handshake(stream).await.unwrap();
-    let driver = tokio::spawn(driver);
-    let (authority, none) = ("10.1.0.2:8080".parse().unwrap(), Metadata::default());
-    let (tunnel, application) =
-        tokio::join!(client.connect(&authority, &none), async { apps.dialled().await.connect() });
-    let draining = tokio::spawn(role.drain.drain(AGES));
-    quiet().await;
-    let error = client.connect(&authority, &none).await.unwrap_err();
-    assert!(error.is_go_away(), "{error}");
-    assert!(client.is_closed());
-    drop((tunnel.unwrap(), application));
-    assert!(draining.await.unwrap().completed);
-    drop(client);
-    driver.await.unwrap().unwrap();
 }
 
 /// On a paused clock: until nobody has anything left to do.
