@@ -4,7 +4,6 @@ mod driver;
 
 use std::fmt;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -163,26 +162,21 @@ impl Client {
         const DOING: &str = "opening a tunnel";
         let request = request(authority, metadata)?;
         // Each request has a handle of its own: h2 keeps state about the last request in it.
-        let (response, mut send) = self
+        let (response, send) = self
             .requests
             .clone()
             .send_request(request, false)
             .map_err(|e| self.shared.explain(e, Layer::Connect, DOING))?;
         let response = response.await.map_err(|e| self.shared.explain(e, Layer::Connect, DOING))?;
         let (head, recv) = response.into_parts();
+        let metadata = Metadata::from_headers(&head.headers);
+        let mut tunnel = TunnelStream::new(recv, send, self.shared.clone(), Some(slot), authority.clone(), metadata);
         if head.status.is_success() {
-            let metadata = Metadata::from_headers(&head.headers);
-            return Ok(TunnelStream::new(recv, send, self.shared.clone(), Some(slot), authority.clone(), metadata));
+            return Ok(tunnel);
         }
         let refusal = proxy_status::decode(head.status, &head.headers);
-        if recv.is_end_stream() {
-            // Ends the stream in order: dropping it would reset it, and peers count resets.
-            let _ = send.send_data(Bytes::new(), true);
-        } else {
-            let tunnel =
-                TunnelStream::new(recv, send, self.shared.clone(), Some(slot), authority.clone(), Metadata::default());
-            finish(tunnel).await;
-        }
+        // Ends the stream in order: dropping it alone would reset it, and peers count resets.
+        let _ = tunnel.shutdown().await;
         let doing = format!("opening a tunnel to {authority}");
         let error = Error::new(ErrorKind::Refused(refusal), Layer::Connect, Side::Remote, doing);
         Err(self.shared.describe(error))
@@ -196,9 +190,7 @@ impl Client {
     /// Whether the connection takes no more tunnels, because it ended or the peer sent GOAWAY. Tunnels that are open may
     /// still run.
     pub fn is_closed(&self) -> bool {
-        // A clone: each handle of h2 keeps state of its own.
-        let gone = self.requests.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
-        self.slots.is_closed() || matches!(gone, Poll::Ready(Err(_)))
+        self.slots.is_closed()
     }
 
     /// Who the peer has proved to be.
@@ -224,11 +216,6 @@ impl fmt::Debug for Client {
             .field("load", &self.load())
             .finish_non_exhaustive()
     }
-}
-
-/// Shutting down leaves the rest to the driver.
-async fn finish(mut tunnel: TunnelStream) {
-    let _ = tunnel.shutdown().await;
 }
 
 fn request(authority: &Authority, metadata: &Metadata) -> Result<Request<()>> {
