@@ -1,16 +1,26 @@
 //! The way to a destination: one direct hop, then hops through tunnels.
 
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::mem::discriminant;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::authority::Authority;
 use crate::identity::AcceptedIdentities;
 
-/// The hops that a connection takes, from the outside in.
+/// The hops that a connection takes, from the outside in. Cheap to clone.
 ///
 /// The first hop is dialled; each further one is a tunnel through the hop before it, with its own TLS and HTTP/2 inside. A
-/// path with one hop is single HBONE; with two it is nested (double) HBONE. Two equal paths may share their connections.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Path {
+/// path with one hop is single HBONE; with two it is nested (double) HBONE.
+///
+/// Equal paths may share their connections. So the number in [`Reuse::Spread`] does not count for equality: it follows the
+/// mesh while the connections stay.
+#[derive(Clone)]
+pub struct Path(Arc<Hops>);
+
+#[derive(Clone, Debug)]
+struct Hops {
     direct: DirectHop,
     tunnelled: Vec<TunnelledHop>,
 }
@@ -81,27 +91,114 @@ impl TunnelledHop {
 impl Path {
     /// A path of one hop.
     pub fn direct(hop: DirectHop) -> Self {
-        Self { direct: hop, tunnelled: Vec::new() }
+        Self(Arc::new(Hops { direct: hop, tunnelled: Vec::new() }))
     }
 
     /// Adds a hop inside the ones so far. Depth is not limited.
     pub fn then(mut self, hop: TunnelledHop) -> Self {
-        self.tunnelled.push(hop);
+        Arc::make_mut(&mut self.0).tunnelled.push(hop);
         self
     }
 
     /// The first hop.
     pub fn first(&self) -> &DirectHop {
-        &self.direct
+        &self.0.direct
     }
 
     /// The hops after the first, from the outside in.
     pub fn tunnelled(&self) -> &[TunnelledHop] {
-        &self.tunnelled
+        &self.0.tunnelled
     }
 
     /// How many hops there are: 1 is single HBONE, 2 nested HBONE.
     pub fn depth(&self) -> usize {
-        1 + self.tunnelled.len()
+        1 + self.0.tunnelled.len()
+    }
+
+    /// How the connections of the last hop may be shared.
+    pub fn reuse(&self) -> Reuse {
+        self.0.tunnelled.last().map_or(self.0.direct.reuse, |hop| hop.reuse)
+    }
+
+    /// The path without its last hop, and that hop. `None` for a path of one hop.
+    pub fn parent(&self) -> Option<(Self, &TunnelledHop)> {
+        let (last, rest) = self.0.tunnelled.split_last()?;
+        Some((Self(Arc::new(Hops { direct: self.0.direct.clone(), tunnelled: rest.to_vec() })), last))
+    }
+}
+
+impl PartialEq for Path {
+    fn eq(&self, other: &Self) -> bool {
+        let (a, b) = (&*self.0, &*other.0);
+        let same = |a: Reuse, b: Reuse| discriminant(&a) == discriminant(&b);
+        Arc::ptr_eq(&self.0, &other.0)
+            || a.direct.address == b.direct.address
+                && a.tunnelled.len() == b.tunnelled.len()
+                && same(a.direct.reuse, b.direct.reuse)
+                && a.direct.accept == b.direct.accept
+                && a.tunnelled
+                    .iter()
+                    .zip(&b.tunnelled)
+                    .all(|(a, b)| same(a.reuse, b.reuse) && a.authority == b.authority && a.accept == b.accept)
+    }
+}
+
+impl Eq for Path {}
+
+/// Of addresses and authorities alone. The identities could be many, and differ only where these differ.
+impl Hash for Path {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.direct.address.hash(state);
+        self.0.tunnelled.len().hash(state);
+        self.0.tunnelled.iter().for_each(|hop| hop.authority.hash(state));
+    }
+}
+
+impl fmt::Debug for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Path").field("direct", &self.0.direct).field("tunnelled", &self.0.tunnelled).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use rstest::rstest;
+
+    use super::*;
+    use crate::identity::SpiffeId;
+
+    fn path(address: &str, reuse: Reuse, authority: &str, accepted: &str) -> Path {
+        let accept =
+            |name: &str| AcceptedIdentities::from(format!("spiffe://td/ns/a/sa/{name}").parse::<SpiffeId>().unwrap());
+        Path::direct(DirectHop::new(address.parse().unwrap(), accept("gateway")))
+            .then(TunnelledHop::new(authority.parse().unwrap(), accept(accepted)).with_reuse(reuse))
+    }
+
+    #[rstest]
+    #[case::another_number_of_far_ends("1.1.1.1:1", Reuse::Spread(9), "a:1", "x", true)]
+    #[case::address("1.1.1.2:1", Reuse::Spread(3), "a:1", "x", false)]
+    #[case::reuse("1.1.1.1:1", Reuse::Shared, "a:1", "x", false)]
+    #[case::authority("1.1.1.1:1", Reuse::Spread(3), "b:1", "x", false)]
+    #[case::identities("1.1.1.1:1", Reuse::Spread(3), "a:1", "y", false)]
+    fn paths_are_equal_when_their_connections_can_be_shared(
+        #[case] address: &str,
+        #[case] reuse: Reuse,
+        #[case] authority: &str,
+        #[case] accept: &str,
+        #[case] expected: bool,
+    ) {
+        let paths = HashSet::from([path("1.1.1.1:1", Reuse::Spread(3), "a:1", "x")]);
+        assert_eq!(paths.contains(&path(address, reuse, authority, accept)), expected);
+    }
+
+    #[test]
+    fn a_parent_is_the_path_without_its_last_hop() {
+        let whole = path("1.1.1.1:1", Reuse::Never, "a:1", "x");
+        let (parent, last) = whole.parent().unwrap();
+        assert_eq!((parent.depth(), last.authority.to_string()), (1, "a:1".to_owned()));
+        assert_eq!((parent.reuse(), whole.reuse()), (Reuse::Shared, Reuse::Never));
+        assert!(parent.parent().is_none());
     }
 }

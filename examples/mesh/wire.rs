@@ -8,8 +8,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
+use hbone::io::{BoxStream, Dial, Stream};
 use hbone::proxy::tcp::TcpDialer;
-use hbone::proxy::{BoxStream, Dial, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// One cluster's network. An address means whatever its cluster says; two clusters may use the same ones.

@@ -3,15 +3,16 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::MeshWatch;
 use super::open::dial;
 use super::serve::{serve, unreachable};
 use super::splice::{Unfinished, splice};
 use super::telemetry::baggage;
-use super::{Dial, MeshWatch, Stream};
 use crate::config::Config;
 use crate::drain::Watch;
 use crate::error::Result;
 use crate::identity::TrustDomains;
+use crate::io::{Dial, Stream};
 use crate::mesh::Workload;
 use crate::metadata::Metadata;
 use crate::policy::{ConnectionInfo, authorize};

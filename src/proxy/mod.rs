@@ -17,7 +17,6 @@ mod open;
 mod outbound;
 mod serve;
 mod splice;
-mod stream;
 mod telemetry;
 #[cfg(test)]
 mod tests;
@@ -26,7 +25,6 @@ pub use gateway::Gateway;
 pub use inbound::Inbound;
 pub use open::{Opened, Opener};
 pub use outbound::{Connected, Outbound};
-pub use stream::{BoxStream, Dial, Stream};
 
 /// The mesh as a role sees it: the newest snapshot. When the sender is gone the last one stays.
 pub type MeshWatch = tokio::sync::watch::Receiver<crate::mesh::Snapshot>;

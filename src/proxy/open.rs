@@ -6,13 +6,12 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{BoxStream, Dial};
 use crate::authority::Authority;
 use crate::client::{Builder, Client};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
-use crate::io::ReadAhead;
+use crate::io::{BoxStream, Dial, ReadAhead};
 use crate::metadata::Metadata;
 use crate::nested;
 use crate::path::{DirectHop, Path};

@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::BoxStream;
 use crate::config::Config;
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::ReadAhead;
+use crate::io::{BoxStream, ReadAhead};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::server::{Builder, Incoming};
 use crate::tls::Acceptor;

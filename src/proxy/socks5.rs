@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::{Outbound, Stream};
+use super::Outbound;
 use crate::authority::Authority;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
-use crate::io::RelayStats;
+use crate::io::{RelayStats, Stream};
 use crate::refusal::RefusalReason;
 
 const VERSION: u8 = 5;

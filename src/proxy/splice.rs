@@ -1,8 +1,7 @@
 //! A tunnel and a byte stream, joined until both have ended.
 
-use super::{BoxStream, Stream};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
-use crate::io::{Plain, RelayEnd, RelayStats, relay};
+use crate::io::{BoxStream, Plain, RelayEnd, RelayStats, Stream, relay};
 use crate::tunnel::{ResetReason, TunnelStream};
 
 /// A byte stream that is not at its end. Dropped like this, for whatever reason, it fails: what was cut off must not look

@@ -11,9 +11,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::{BoxStream, Dial};
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
+use crate::io::{BoxStream, Dial, Stream};
 
 /// As ztunnel: a peer that vanished is noticed even where nothing is sent.
 const KEEPALIVE: Duration = Duration::from_secs(180);
@@ -52,6 +52,16 @@ impl TcpDialer {
         Ok(Box::new(stream))
     }
 }
+
+impl Stream for TcpStream {
+    fn fail(&mut self) {
+        // Without it the peer merely sees an end.
+        let _ = self.set_zero_linger();
+    }
+}
+
+#[cfg(unix)]
+impl Stream for tokio::net::UnixStream {}
 
 impl Dial for TcpDialer {
     fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>> {

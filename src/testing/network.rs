@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-#[cfg(feature = "proxy")]
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -54,13 +53,9 @@ impl Network {
     }
 }
 
-#[cfg(feature = "proxy")]
-impl crate::proxy::Dial for Network {
-    fn dial(
-        &self,
-        address: SocketAddr,
-    ) -> Pin<Box<dyn Future<Output = io::Result<crate::proxy::BoxStream>> + Send + '_>> {
-        let connected = self.connect(address).map(|stream| Box::new(stream) as crate::proxy::BoxStream);
+impl crate::io::Dial for Network {
+    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<crate::io::BoxStream>> + Send + '_>> {
+        let connected = self.connect(address).map(|stream| Box::new(stream) as crate::io::BoxStream);
         Box::pin(std::future::ready(connected))
     }
 }

@@ -12,6 +12,7 @@ use super::ALPN_H2;
 use super::verify::{IdentityError, spiffe_id};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
+use crate::io::Stream;
 
 /// What is encrypted and handed to the byte stream below in one piece: a whole HTTP/2 frame with its header. rustls' own
 /// limit of 64 KiB would cut the tail off a frame of 64 KiB and send it in a write of its own.
@@ -24,6 +25,9 @@ pub struct TlsStream<IO> {
     inner: tokio_rustls::TlsStream<IO>,
     peer: SpiffeId,
 }
+
+/// Dropped without having been shut down, a session ends without `close_notify`, which its peer takes for a failure.
+impl<IO: AsyncRead + AsyncWrite + Unpin + Send> Stream for TlsStream<IO> {}
 
 impl<IO> TlsStream<IO> {
     /// Checks what TLS itself leaves open: that ALPN was used, and who the peer is.

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::authority::Authority;
 use crate::conn::Shared;
 use crate::identity::SpiffeId;
-use crate::io::{BytesRead, BytesWrite};
+use crate::io::{BytesRead, BytesWrite, Stream};
 use crate::metadata::Metadata;
 
 pub use recv::TunnelRecv;
@@ -118,6 +118,12 @@ impl TunnelStream {
     /// The two directions apart. The tunnel counts as open until both are gone.
     pub fn into_split(self) -> (TunnelRecv, TunnelSend) {
         (self.recv, self.send)
+    }
+}
+
+impl Stream for TunnelStream {
+    fn fail(&mut self) {
+        self.reset(ResetReason::ConnectError);
     }
 }
 

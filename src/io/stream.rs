@@ -8,10 +8,7 @@ use std::pin::Pin;
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 
-use crate::tls::TlsStream;
-use crate::tunnel::{ResetReason, TunnelStream};
-
-/// A byte stream that a role can serve. Sockets, tunnels, TLS sessions and in-memory pipes are such; implement it for a type
+/// A byte stream that a connection can be put on, and that a role can serve. Sockets, tunnels, TLS sessions and in-memory pipes are such; implement it for a type
 /// of your own.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
     /// Makes the coming drop look like a failure to the peer (a TCP reset) rather than like an end, so that a truncated
@@ -22,26 +19,7 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
 /// Any [`Stream`].
 pub type BoxStream = Box<dyn Stream>;
 
-impl Stream for tokio::net::TcpStream {
-    fn fail(&mut self) {
-        // Without it the peer merely sees an end.
-        let _ = self.set_zero_linger();
-    }
-}
-
 impl Stream for DuplexStream {}
-
-#[cfg(unix)]
-impl Stream for tokio::net::UnixStream {}
-
-impl Stream for TunnelStream {
-    fn fail(&mut self) {
-        self.reset(ResetReason::ConnectError);
-    }
-}
-
-/// Dropped without having been shut down, a session ends without `close_notify`, which its peer takes for a failure.
-impl<IO: AsyncRead + AsyncWrite + Unpin + Send> Stream for TlsStream<IO> {}
 
 impl<S: Stream + ?Sized> Stream for Box<S> {
     fn fail(&mut self) {
