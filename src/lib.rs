@@ -65,6 +65,7 @@ pub mod mesh;
 pub mod metadata;
 pub mod nested;
 pub mod policy;
+pub mod pool;
 #[cfg(feature = "proxy")]
 pub mod proxy;
 pub mod route;
