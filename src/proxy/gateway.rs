@@ -15,7 +15,7 @@ use crate::identity::TrustDomains;
 use crate::io::{Dial, Stream};
 use crate::mesh::Network;
 use crate::metadata::Metadata;
-use crate::route::{self, Backend};
+use crate::route::{self, Backend, Choice};
 use crate::server::Incoming;
 use crate::tls::{Acceptor, CredentialSource};
 
@@ -74,7 +74,7 @@ impl Inner {
         let peer = incoming.peer_identity().map(ToString::to_string).unwrap_or_default();
         let target = incoming.authority().to_string();
         let mesh = self.mesh.borrow().clone();
-        let backend = match route::gateway(&mesh, &self.network, incoming.authority(), &*self.balance) {
+        let backend = match route::gateway(&mesh, &self.network, incoming.authority(), &Choice::new(&*self.balance)) {
             Ok(backend) => backend,
             Err(refusal) => {
                 tracing::info!(%peer, %target, %refusal, "tunnel refused");

@@ -14,7 +14,7 @@ use crate::identity::SpiffeId;
 use crate::io::{RelayStats, Stream};
 use crate::mesh::Workload;
 use crate::metadata::{Forwarded, Metadata, Traceparent};
-use crate::route::{self, Route};
+use crate::route::{self, Choice, Route};
 use crate::tunnel::TunnelStream;
 
 /// Serves one workload: routes each of its connections by the mesh and sends it through a tunnel.
@@ -114,7 +114,7 @@ impl Inner {
             let doing = format!("{}/{} is not in the mesh (any more)", self.namespace, self.name);
             return Err(Error::new(ErrorKind::NoRoute, Layer::Route, Side::Local, doing));
         };
-        let route = route::outbound(&mesh, source, target, &*self.balance)?;
+        let route = route::outbound(&mesh, source, target, &Choice::new(&*self.balance))?;
         let (outer, last) = self.metadata(source, &route, from);
         let opened = self.opener.open(&route.path, &route.authority, &outer, &last).await?;
         let Opened { tunnel, identities, drivers } = opened;
