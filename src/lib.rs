@@ -59,6 +59,7 @@
 
 pub mod balance;
 pub mod client;
+pub mod connector;
 pub mod drain;
 pub mod io;
 pub mod mesh;

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::Dial;
 use crate::metadata::Metadata;
-use crate::path::Reuse;
+use crate::path::{Path, Reuse};
 use crate::tls::CredentialSource;
 
 pub(super) struct Inner {
@@ -262,6 +262,16 @@ impl Inner {
             waiting: counts.waiters,
             tunnels: self.tunnels(),
         }
+    }
+
+    /// The outermost hop of a path to which there is no connection.
+    pub(super) fn first_without(&self, source: SourceId, path: &Path) -> Option<usize> {
+        let mut paths = vec![path.clone()];
+        while let Some((parent, _)) = paths.last().and_then(Path::parent) {
+            paths.push(parent);
+        }
+        let locked = self.lock();
+        paths.into_iter().rev().position(|path| !locked.state.is_connected(&Key { source, path }))
     }
 
     pub(super) fn tunnels(&self) -> usize {

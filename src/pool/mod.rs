@@ -49,7 +49,7 @@ pub use self::lease::{Lease, LeaseError};
 pub use self::source::Source;
 use self::state::Key;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::Dial;
 use crate::metadata::Metadata;
 use crate::path::Path;
@@ -118,6 +118,21 @@ impl Pool {
         let key = Key { source: source.shared.id, path: path.clone() };
         let pool = Arc::downgrade(&self.0);
         Inner::checkout(&pool, &source.shared, key, false).await
+    }
+
+    /// What it means that waiting for a tunnel along `path` took too long: the first hop that has no connection has stalled,
+    /// else the far end has.
+    pub(crate) fn timed_out(&self, source: &Source, path: &Path) -> Error {
+        let stuck = self.0.first_without(source.shared.id, path);
+        let (layer, doing) = match stuck {
+            Some(_) => (Layer::Dial, "waiting for a connection"),
+            None => (Layer::Connect, "waiting for the answer to a CONNECT"),
+        };
+        let error = Error::new(ErrorKind::Timeout, layer, Side::Remote, doing);
+        match stuck.unwrap_or(path.depth() - 1) {
+            0 => error.with_hop(0).with_peer(path.first().address),
+            hop => error.with_hop(hop).with_peer(&path.tunnelled()[hop - 1].authority),
+        }
     }
 
     /// How many of each there are now. Looks at every connection.

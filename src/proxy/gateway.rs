@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::MeshWatch;
-use super::open::dial;
+use super::dial::dial;
 use super::serve::{serve, unreachable};
 use super::splice::{Unfinished, splice};
 use crate::balance::Balance;
 use crate::config::Config;
+use crate::connector::MeshWatch;
 use crate::drain::Watch;
 use crate::error::Result;
 use crate::identity::TrustDomains;

@@ -3,12 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::MeshWatch;
-use super::open::dial;
+use super::dial::dial;
 use super::serve::{serve, unreachable};
 use super::splice::{Unfinished, splice};
-use super::telemetry::baggage;
 use crate::config::Config;
+use crate::connector::MeshWatch;
 use crate::drain::Watch;
 use crate::error::Result;
 use crate::identity::TrustDomains;
@@ -94,7 +93,7 @@ impl Inner {
                 return incoming.reject(&unreachable(&error, "application"));
             }
         };
-        let answer = Metadata::default().with_baggage(baggage(&workload));
+        let answer = Metadata::default().with_baggage(workload.baggage());
         let ended = match incoming.accept(&answer) {
             Ok(tunnel) => splice(tunnel, application).await,
             Err(error) => Err(error),

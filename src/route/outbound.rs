@@ -156,6 +156,11 @@ impl Query<'_> {
             Way::Near { .. } => self.choice.endpoint(&r.workload),
             Way::Far { gateways } => self.choice.ways(gateways, service),
         };
+        let untried = |r: &Reached| match &r.way {
+            Way::Near { .. } => usize::from(!self.choice.endpoint(&r.workload).is_tried()),
+            Way::Far { gateways } => gateways.iter().filter(|g| !self.choice.way(g, service).is_tried()).count(),
+        };
+        let untried: usize = allowed.iter().map(untried).sum();
         let left = self.choice.narrow(allowed, record, |r| &r.workload);
         let best = prefer(rule, self.source, left, |r| &r.workload, self.choice.heeds_rank());
         let Some((Reached { workload, way }, in_flight)) = self.choice.pick(best, |r| &r.workload) else {
@@ -165,7 +170,8 @@ impl Query<'_> {
             Way::Near { ip, target_port } => {
                 let accept = accepted(&workload, service);
                 let route = near(workload, ip, target_port, accept, Some(service.clone()));
-                Ok(Route { in_flight, ..route })
+                let others = untried - usize::from(!self.choice.endpoint(&route.picked).is_tried());
+                Ok(Route { in_flight, others, ..route })
             }
             Way::Far { gateways } => {
                 let left = self.choice.narrow(gateways, |g| self.choice.way(g, service), |g| &g.workload);
@@ -173,8 +179,9 @@ impl Query<'_> {
                     return Err(self.no_route(format_args!("no gateway of network {} was chosen", workload.network)));
                 };
                 let capacity = capacities.get(&workload.network).copied().unwrap_or(1);
+                let others = untried - usize::from(!self.choice.way(&gateway, service).is_tried());
                 let route = self.far(workload, gateway, service, port, capacity)?;
-                Ok(Route { in_flight: in_flight.and(at_gateway), ..route })
+                Ok(Route { in_flight: in_flight.and(at_gateway), others, ..route })
             }
         }
     }
@@ -225,6 +232,7 @@ impl Query<'_> {
             picked,
             service: Some(service.clone()),
             gateway: Some(gateway.workload),
+            others: 0,
             in_flight: InFlight::none(),
         })
     }
@@ -255,6 +263,7 @@ fn near(
         picked,
         service,
         gateway: None,
+        others: 0,
         in_flight: InFlight::none(),
     }
 }

@@ -514,6 +514,12 @@ impl<H: Handle, W> State<H, W> {
         true
     }
 
+    /// Whether there is a connection that takes tunnels, or would if it were not full.
+    pub(super) fn is_connected(&self, key: &Key) -> bool {
+        let entry = self.by_key.get(key).and_then(|id| self.entries.get(id));
+        entry.is_some_and(|entry| entry.conns.iter().any(Conn::is_usable))
+    }
+
     pub(super) fn counts(&self) -> Counts {
         let mut counts = Counts { keys: self.entries.len(), ..Counts::default() };
         for entry in self.entries.values() {
