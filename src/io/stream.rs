@@ -5,8 +5,12 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::time::timeout;
+
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
 
 /// A byte stream that a connection can be put on, and that a role can serve. Sockets, tunnels, TLS sessions and in-memory pipes are such; implement it for a type
 /// of your own.
@@ -32,4 +36,15 @@ impl<S: Stream + ?Sized> Stream for Box<S> {
 pub trait Dial: fmt::Debug + Send + Sync {
     /// Connects to `address`. Timeouts are the caller's business.
     fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>>;
+}
+
+/// Dials within this time.
+pub(crate) async fn dial(dialer: &dyn Dial, address: SocketAddr, time: Duration) -> Result<BoxStream> {
+    let failed = |kind| Error::new(kind, Layer::Dial, Side::Remote, "connecting").with_peer(address);
+    match timeout(time, dialer.dial(address)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(e)) if e.kind() == io::ErrorKind::TimedOut => Err(failed(ErrorKind::Timeout).with_source(e)),
+        Ok(Err(e)) => Err(failed(ErrorKind::Unreachable).with_source(e)),
+        Err(_) => Err(failed(ErrorKind::Timeout)),
+    }
 }

@@ -70,6 +70,13 @@ impl BackendToken {
     }
 }
 
+/// As 16 hexadecimal digits: for a gateway that calls its backends by a hash.
+impl From<u64> for BackendToken {
+    fn from(hash: u64) -> Self {
+        Self(format!("{hash:016x}").into())
+    }
+}
+
 impl FromStr for BackendToken {
     type Err = BackendTokenError;
 
@@ -160,6 +167,14 @@ mod tests {
             let line = BackendToken::write_list(&tokens);
             prop_assert_eq!(line.is_none(), tokens.is_empty());
             prop_assert_eq!(BackendToken::read_list(&line), tokens);
+        }
+
+        #[test]
+        fn hashes_are_tokens(hash: u64) {
+            let token = BackendToken::from(hash);
+            prop_assert_eq!(token.as_str().len(), 16);
+            prop_assert_eq!(u64::from_str_radix(token.as_str(), 16), Ok(hash));
+            prop_assert_eq!(token.to_string().parse(), Ok(token));
         }
 
         #[test]

@@ -41,8 +41,10 @@ mod tests {
     #[case("k8s.cluster.name=west,k8s.namespace.name=shop,k8s.deployment.name=a", None)]
     #[case("k8s.cluster.name=west", None)]
     fn only_a_pods_name_tells_backends_apart(#[case] header: &str, #[case] expected: Option<&str>) {
-        let baggage = Baggage::parse([header]);
+        let headers = http::HeaderMap::from_iter([(crate::metadata::BAGGAGE, header.parse().unwrap())]);
+        let metadata = crate::metadata::Metadata::from_headers(&headers);
+        let baggage = metadata.baggage().unwrap();
         let expected = expected.map(|name| Backend::Pod(name.into()));
-        assert_eq!(Backend::from_baggage(&baggage), expected);
+        assert_eq!(Backend::from_baggage(baggage), expected);
     }
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::source::SourceShared;
 use super::state::{ConnId, Key};
@@ -13,7 +13,7 @@ use crate::client::{Builder, Client};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
-use crate::io::{BoxStream, Dial, ReadAhead};
+use crate::io::{self, Dial, ReadAhead};
 use crate::nested;
 use crate::path::{DirectHop, TunnelledHop};
 
@@ -61,7 +61,7 @@ pub(super) fn dial(
 
 async fn direct(dialer: &dyn Dial, source: &SourceShared, hop: &DirectHop, config: &Arc<Config>) -> Result<Dialled> {
     let opening = async {
-        let stream = byte_stream(dialer, hop, config).await?;
+        let stream = io::dial(dialer, hop.address, config.dial_timeout).await?;
         let stream = source.tls.connect(ReadAhead::new(stream), &hop.accept).await?;
         let peer = stream.peer_identity().clone();
         let (client, driver) = Builder::new().config(config.clone()).peer(peer.clone()).handshake(stream).await?;
@@ -88,17 +88,6 @@ async fn tunnelled(
     let (client, driver) = nested::over(tunnel, config, depth, hop, &source.tls).await?;
     let identities = connection.identities.iter().chain(client.peer_identity()).cloned().collect();
     Ok(Dialled { client, driver: Box::pin(driver), identities, parent: Some(connection.id), backend })
-}
-
-/// Opens the byte stream under the first hop, within the time that the configuration gives.
-async fn byte_stream(dialer: &dyn Dial, hop: &DirectHop, config: &Config) -> Result<BoxStream> {
-    let failed = |kind| Error::new(kind, Layer::Dial, Side::Remote, "connecting").with_peer(hop.address);
-    match timeout(config.dial_timeout, dialer.dial(hop.address)).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(e)) if e.kind() == std::io::ErrorKind::TimedOut => Err(failed(ErrorKind::Timeout).with_source(e)),
-        Ok(Err(e)) => Err(failed(ErrorKind::Unreachable).with_source(e)),
-        Err(_) => Err(failed(ErrorKind::Timeout)),
-    }
 }
 
 pub(super) fn gone() -> Error {

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::dial::dial;
 use super::serve::{serve, unreachable};
 use super::splice::{Unfinished, splice};
 use crate::config::Config;
@@ -11,7 +10,7 @@ use crate::connector::MeshWatch;
 use crate::drain::Watch;
 use crate::error::Result;
 use crate::identity::TrustDomains;
-use crate::io::{Dial, Stream};
+use crate::io::{Dial, Stream, dial};
 use crate::mesh::Workload;
 use crate::metadata::Metadata;
 use crate::policy::{ConnectionInfo, authorize};
@@ -80,7 +79,7 @@ impl Inner {
             }
         };
         let dialled = tokio::select! {
-            dialled = dial(&*self.dialer, destination, &self.config) => dialled,
+            dialled = dial(&*self.dialer, destination, self.config.dial_timeout) => dialled,
             () = incoming.cancelled() => {
                 tracing::debug!(%peer, %target, "given up by the client");
                 return;

@@ -11,7 +11,6 @@
 pub mod socks5;
 pub mod tcp;
 
-mod dial;
 mod gateway;
 mod inbound;
 mod outbound;
@@ -19,6 +18,7 @@ mod serve;
 mod splice;
 #[cfg(test)]
 mod tests;
+mod token;
 
 pub use gateway::Gateway;
 pub use inbound::Inbound;

@@ -11,13 +11,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use super::{Gateway, Inbound, MeshWatch, Opener, Outbound};
+use super::{Gateway, Inbound, Outbound};
 use crate::authority::Authority;
 use crate::balance::{Balance, Candidate, InFlight, Pick};
 use crate::config::Config;
+use crate::connector::{Connector, ConnectorConfig, MeshWatch};
 use crate::drain;
 use crate::identity::{SpiffeId, TrustDomains};
 use crate::mesh::{Network as MeshNetwork, Snapshot};
+use crate::pool::{Pool, PoolConfig};
 use crate::testing::{Ca, Network, NetworkListener};
 
 /// Picks the first, and knows how much is in flight.
@@ -78,8 +80,11 @@ impl World {
         let trusted = TrustDomains::new("cluster.local".parse().unwrap());
         let (at_client, at_gateway) = (Counting::default(), Counting::default());
         let dialer = || Arc::new(network.clone());
-        let opener = Opener::new(dialer(), credentials("default", "client"), config.clone());
-        let outbound = Outbound::new(mesh("mesh-east.yaml"), "default", "client", opener, Arc::new(at_client.clone()));
+        let pool = Pool::new(dialer(), config.clone(), PoolConfig::new());
+        let (client, balance) = (credentials("default", "client"), Arc::new(at_client.clone()));
+        let (east, settings) = (mesh("mesh-east.yaml"), ConnectorConfig::new());
+        let connector = Connector::new(east, "default", "client", &pool, client, balance, settings).unwrap();
+        let outbound = Outbound::new(connector);
         let gateway = Gateway::new(
             mesh("mesh-west.yaml"),
             MeshNetwork::new("west"),

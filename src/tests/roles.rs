@@ -1,6 +1,7 @@
 //! The three roles together: client, outbound, gateway, inbound, application.
 
 mod drain;
+mod pods;
 mod socks5;
 mod world;
 
@@ -13,10 +14,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::time::{Instant, timeout};
 
 use super::harness::{client_id, server_id, trusted};
+use crate::connector::Connected;
 use crate::io::RelayStats;
 use crate::mesh::Snapshot;
 use crate::metadata::{Metadata, WorkloadType};
-use crate::proxy::{Connected, Outbound};
+use crate::proxy::Outbound;
 use crate::{Authority, DirectHop, Error, ErrorKind, Layer, Path, RefusalReason, Reuse, client, nested};
 use world::{Apps, FAR, FarEnd, GATEWAY, NEAR, POD, Role, World, address, exchange, gateway_id, pipe, refused};
 
@@ -283,8 +285,8 @@ fn direct(to: &str, identity: crate::SpiffeId) -> Path {
 async fn the_gateway_serves_no_addresses(#[case] authority: &str) {
     let world = World::new();
     let _roles = world.far();
-    let (path, none) = (direct(GATEWAY, gateway_id()), Metadata::default());
-    let error = world.opener().open(&path, &authority.parse().unwrap(), &none, &none).await.unwrap_err();
+    let path = direct(GATEWAY, gateway_id());
+    let error = world.open(&path, authority).await.unwrap_err();
     assert_refused(&error, 0, RefusalReason::DestinationProhibited, 400, "is an address");
 }
 
@@ -309,8 +311,8 @@ async fn a_pod_serves_nothing_but_itself(
 ) {
     let world = World::new();
     let (mut pod, apps) = world.inbound(&world.east, "near");
-    let (path, none) = (direct(POD, server_id()), Metadata::default());
-    let error = world.opener().open(&path, &authority.parse().unwrap(), &none, &none).await.unwrap_err();
+    let path = direct(POD, server_id());
+    let error = world.open(&path, authority).await.unwrap_err();
     assert_refused(&error, 0, reason, status, details);
     pod.ended.recv().await.unwrap().unwrap();
     assert!(apps.is_untouched());
@@ -340,10 +342,9 @@ async fn a_workload_that_left_the_mesh_is_served_no_more() {
         Snapshot::parse("east", &lines.collect::<Vec<_>>().join("\n")).unwrap()
     };
     // The client still has the old route.
-    let (path, none) = (direct(POD, server_id()), Metadata::default());
+    let path = direct(POD, server_id());
     world.east.mesh.send_replace(without("near"));
-    let opener = world.opener();
-    let error = opener.open(&path, &"10.1.0.2:8080".parse().unwrap(), &none, &none).await.unwrap_err();
+    let error = world.open(&path, "10.1.0.2:8080").await.unwrap_err();
     assert_refused(&error, 0, RefusalReason::DestinationNotFound, 503, "default/near is not in the mesh");
     drop(near);
 
