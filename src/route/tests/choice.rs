@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use proptest::prelude::*;
 use rstest::rstest;
 use tokio::time::Instant;
 
@@ -135,6 +136,28 @@ fn no_more_are_left_out_than_may_be(#[case] out: &str, #[case] expected: &str) {
     let (now, balance) = (Instant::now(), WeightedRandom::with_seed(1));
     let outliers = ejected(out, 10, now);
     assert_eq!(chosen(&mesh(""), Choice::new(&balance).with_health(&outliers, now)), expected);
+}
+
+proptest! {
+    #[test]
+    fn a_caller_comes_to_every_way_before_it_takes_one_again(
+        out in prop::collection::vec(prop::sample::select(vec!["e0", "e1", "g1", "g2", "g3", "g1/cart.shop"]), 0..6),
+        (percent, pass, seed) in (0u32..=100, prop::sample::select(vec!["", "e0", "g1", "w", "n"]), any::<u64>()),
+        failover: bool,
+        of_pairs: bool,
+    ) {
+        let (mesh, now) = (mesh(if failover { FAILOVER } else { "" }), Instant::now());
+        let (outliers, balance) = (ejected(&out.join(" "), percent, now), WeightedRandom::with_seed(seed));
+        let pass = |workload: &Workload| *workload.uid == *pass;
+        let (mut tried, mut ways) = (Vec::new(), BTreeSet::new());
+        for _ in 0..5 {
+            let choice = Choice::new(&balance).with_health(&outliers, now).with_tried(&tried).with_passed_over(&pass);
+            let route = outbound(&mesh, &client(&mesh), &"cart.shop:80".parse().unwrap(), &choice).unwrap();
+            prop_assert!(ways.insert(name(&route)), "{} again after {:?}", name(&route), ways);
+            let failed = if of_pairs { route.health_keys().last() } else { route.health_keys().next() };
+            tried.extend(failed);
+        }
+    }
 }
 
 #[test]
