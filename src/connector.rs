@@ -28,8 +28,8 @@ pub type MeshWatch = tokio::sync::watch::Receiver<Snapshot>;
 /// # What is tried again
 ///
 /// Until the peer's 200 is here, not a byte of the application has been sent, so that another endpoint can be tried without
-/// harm. That is done when the attempt failed for a [reason that another endpoint may cure](route::is_retryable): never
-/// after 400 or 401, and never after the 200. Endpoints and gateways that failed are not chosen again while there is any other, and
+/// harm. That is done when the attempt failed for a [reason that another endpoint may cure](route::is_retryable) and there is
+/// one, or when the connection went away under it: never after 400 or 401, and never after the 200. Endpoints and gateways that failed are not chosen again while there is any other, and
 /// those that [fail repeatedly](crate::balance::health) are left out for a while for everybody.
 #[derive(Clone, Debug)]
 pub struct Connector(Arc<Inner>);
@@ -183,9 +183,8 @@ impl Inner {
                 // The mesh has changed meanwhile. What happened before says more.
                 Err(error) => return Err(last.unwrap_or(error)),
             };
-            let alternative =
-                attempts_left > 0 && (route.others > 0 || matches!(route.path.reuse(), Reuse::Spread(2..)));
-            let until = match alternative {
+            let elsewhere = route.others > 0 || matches!(route.path.reuse(), Reuse::Spread(2..));
+            let until = match elsewhere && attempts_left > 0 {
                 true => deadline.min(Instant::now() + self.settings.attempt_timeout),
                 false => deadline,
             };
@@ -197,7 +196,7 @@ impl Inner {
                 Err(failed) => failed,
             };
             let blamed = route.blame(&failed.error);
-            let retryable = route::is_retryable(&failed.error);
+            let retryable = route::is_retryable(&failed.error) && (elsewhere || went_away(&failed.error));
             self.failed(attempts, blamed.as_ref().filter(|_| !failed.is_repeated));
             tracing::debug!(%target, error = %failed.error, attempts_left, "attempt failed");
             if !retryable || Instant::now() >= deadline {
@@ -292,6 +291,11 @@ impl Inner {
         }
         metadata
     }
+}
+
+/// Whether a connection that had served before may have ended at that moment. Another one to the same peer may do better.
+fn went_away(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Closed | ErrorKind::GoAway(_) | ErrorKind::Reset(_))
 }
 
 impl From<Error> for Failed {

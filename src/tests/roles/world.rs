@@ -123,10 +123,15 @@ impl World {
 
     /// The client's proxy.
     pub(super) fn outbound(&self) -> Outbound {
+        self.outbound_over(&self.pool())
+    }
+
+    /// Likewise, with a pool to look at.
+    pub(super) fn outbound_over(&self, pool: &Pool) -> Outbound {
         let mesh = self.east.mesh.subscribe();
         let (credentials, balance) = (Arc::new(self.ca.issue(&client_id())), Arc::new(WeightedRandom::new()));
         let settings = ConnectorConfig::new();
-        let connector = Connector::new(mesh, "default", "client", &self.pool(), credentials, balance, settings);
+        let connector = Connector::new(mesh, "default", "client", pool, credentials, balance, settings);
         Outbound::new(connector.unwrap())
     }
 
