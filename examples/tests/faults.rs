@@ -24,12 +24,17 @@ use cluster::{Cluster, PODS};
 use fake::{Counter, Fake, Wrong, load_time};
 use load::{Load, Report};
 
+use crate::process::Proxy;
+
 /// Ends the load. `killed` is when something had been killed for good.
-async fn finish(scenario: &str, load: Load, killed: Option<Instant>) -> Report {
-    let report = load.finish().await;
+async fn finish(scenario: &str, load: Load, client: Proxy, killed: Option<Instant>) {
+    assert_fine(scenario, &load.finish().await, client, killed);
+}
+
+fn assert_fine(scenario: &str, report: &Report, mut client: Proxy, killed: Option<Instant>) {
     println!("{scenario}: {report}");
-    report.assert_nothing_lost(killed);
-    report
+    let lost = report.lost(killed);
+    assert!(lost.is_empty(), "connections failed:\n{lost}\nof the log of their proxy:\n{}", client.logged());
 }
 
 /// Lets the load run while something is broken.
@@ -43,7 +48,7 @@ async fn endure(load: &Load) {
 async fn a_killed_pod_of_three_costs_no_connection_and_returns() {
     let cluster = Cluster::new(50, 2).await;
     let (_gateways, mut pods) = (cluster.start_gateways().await, cluster.start_pods().await);
-    let _client = cluster.start_client().await;
+    let client = cluster.start_client().await;
     let load = cluster.warm_load().await;
     let pod = pods.remove(0);
     pod.signal("KILL").await;
@@ -52,14 +57,14 @@ async fn a_killed_pod_of_three_costs_no_connection_and_returns() {
     endure(&load).await;
     let _again = cluster.start_pod(0).await;
     load.reaches(&PODS, Instant::now()).await;
-    finish("pod of three killed", load, Some(killed)).await;
+    finish("pod of three killed", load, client, Some(killed)).await;
 }
 
 #[tokio::test]
 async fn a_restarted_pod_costs_no_connection_and_returns() {
     let cluster = Cluster::new(51, 2).await;
     let (_gateways, mut pods) = (cluster.start_gateways().await, cluster.start_pods().await);
-    let _client = cluster.start_client().await;
+    let client = cluster.start_client().await;
     let load = cluster.warm_load().await;
     let pod = pods.remove(0);
     pod.signal("TERM").await;
@@ -67,27 +72,27 @@ async fn a_restarted_pod_costs_no_connection_and_returns() {
     endure(&load).await;
     let _again = cluster.start_pod(0).await;
     load.reaches(&PODS, Instant::now()).await;
-    finish("pod of three restarted", load, None).await;
+    finish("pod of three restarted", load, client, None).await;
 }
 
 #[tokio::test]
 async fn a_stopped_pod_of_three_costs_no_connection_and_returns() {
     let cluster = Cluster::new(52, 2).await;
     let (_gateways, pods) = (cluster.start_gateways().await, cluster.start_pods().await);
-    let _client = cluster.start_client().await;
+    let client = cluster.start_client().await;
     let load = cluster.warm_load().await;
     pods[0].signal("STOP").await;
     endure(&load).await;
     pods[0].signal("CONT").await;
     load.reaches(&PODS, Instant::now()).await;
-    finish("pod of three stopped and continued", load, None).await;
+    finish("pod of three stopped and continued", load, client, None).await;
 }
 
 #[tokio::test]
 async fn a_killed_gateway_of_two_costs_no_connection_and_returns() {
     let cluster = Cluster::new(53, 2).await;
     let (mut gateways, _pods) = (cluster.start_gateways().await, cluster.start_pods().await);
-    let _client = cluster.start_client().await;
+    let client = cluster.start_client().await;
     let load = cluster.warm_load().await;
     let mut gateway = gateways.remove(0);
     gateway.logs("tunnel opened").await;
@@ -97,14 +102,14 @@ async fn a_killed_gateway_of_two_costs_no_connection_and_returns() {
     endure(&load).await;
     let mut again = cluster.start_gateway(0).await;
     again.logs("tunnel opened").await;
-    finish("gateway of two killed", load, Some(killed)).await;
+    finish("gateway of two killed", load, client, Some(killed)).await;
 }
 
 #[tokio::test]
 async fn a_restarted_gateway_of_two_costs_no_connection_and_returns() {
     let cluster = Cluster::new(54, 2).await;
     let (mut gateways, _pods) = (cluster.start_gateways().await, cluster.start_pods().await);
-    let _client = cluster.start_client().await;
+    let client = cluster.start_client().await;
     let load = cluster.warm_load().await;
     let mut gateway = gateways.remove(0);
     gateway.logs("tunnel opened").await;
@@ -113,7 +118,7 @@ async fn a_restarted_gateway_of_two_costs_no_connection_and_returns() {
     endure(&load).await;
     let mut again = cluster.start_gateway(0).await;
     again.logs("tunnel opened").await;
-    finish("gateway of two restarted", load, None).await;
+    finish("gateway of two restarted", load, client, None).await;
 }
 
 #[rstest]
@@ -127,7 +132,7 @@ async fn a_gateway_of_two_costs_no_connection_and_returns_healed(#[case] number:
     let cluster = Cluster::new(number, 2).await;
     let (_good, _pods) = (cluster.start_gateway(0).await, cluster.start_pods().await);
     let bad = Fake::start(&cluster, 1, wrong).await;
-    let _client = cluster.start_client().await;
+    let client = cluster.start_client().await;
     let load = cluster.warm_load().await;
     endure(&load).await;
     bad.stop().await;
@@ -136,7 +141,7 @@ async fn a_gateway_of_two_costs_no_connection_and_returns_healed(#[case] number:
     healed.logs("tunnel opened").await;
     // Tunnels that this one forwards are cut when it is stopped, as if it had been killed.
     let killed = matches!(wrong, Wrong::GoesAwayAfter(_)).then_some(stopped);
-    finish(&format!("gateway of two: {wrong:?}"), load, killed).await;
+    finish(&format!("gateway of two: {wrong:?}"), load, client, killed).await;
 }
 
 #[tokio::test]
@@ -149,11 +154,10 @@ async fn three_thousand_connections_cost_six_inner_handshakes_and_are_spread_eve
         pods.push(cluster.start_pod_at(n, cluster.hidden_address(n)).await);
         counters.push(Counter::start(cluster.pod_address(n), cluster.hidden_address(n)).await);
     }
-    let _client = cluster.start_client().await;
+    let client = cluster.start_client().await;
     let report = Load::start_counted(cluster.proxy(), 16, CONNECTIONS).done().await;
     let handshakes: usize = counters.iter().map(Counter::connections).sum();
-    println!("{CONNECTIONS} connections, 16 at a time: {handshakes} inner handshakes; {report}");
-    report.assert_nothing_lost(None);
+    assert_fine(&format!("16 at a time, {handshakes} inner handshakes"), &report, client, None);
     assert!(handshakes <= 6, "{handshakes} inner handshakes");
     let (mean, by_pod) = (CONNECTIONS / PODS.len(), report.by_pod());
     for pod in PODS {

@@ -87,6 +87,16 @@ impl Proxy {
         }
     }
 
+    /// The lines of its log that have come by now, as far as nothing has waited for them.
+    pub(crate) fn logged(&mut self) -> String {
+        let mut lines = String::new();
+        while let Ok(line) = self.log.try_recv() {
+            lines += &line;
+            lines += "\n";
+        }
+        lines
+    }
+
     pub(crate) async fn signal(&self, signal: &str) {
         let pid = self.child.id().expect("a running process").to_string();
         let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().await.unwrap();

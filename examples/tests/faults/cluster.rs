@@ -16,8 +16,9 @@ pub(super) const PODS: [&str; 3] = ["w1", "w2", "w3"];
 /// One scenario at a time: they measure, and each wants both cores.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// What a pod's proxy logs is not needed; of a gateway it is which tunnels it opens.
+/// What a pod's proxy logs is not needed; of a client it is what failed, of a gateway which tunnels it opens.
 const QUIET: &str = "error";
+const FAILURES: &str = "warn";
 const TUNNELS: &str = "error,hbone::proxy::gateway=debug";
 
 /// A mesh, without any process so far, and applications in the pods.
@@ -104,7 +105,7 @@ impl Cluster {
         args.extend(strings(&["--mesh", &self.east, "--workload", "default/client"]));
         args.extend(strings(&["--ejection-time", "0.5", "--attempt-timeout", "1"]));
         args.extend(strings(&["--socks5", &self.proxy().to_string()]));
-        Proxy::start_logging("ztunnel", &args, QUIET).await
+        Proxy::start_logging("ztunnel", &args, FAILURES).await
     }
 
     pub(super) fn proxy(&self) -> SocketAddr {
