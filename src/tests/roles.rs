@@ -1,6 +1,7 @@
 //! The three roles together: client, outbound, gateway, inbound, application.
 
 mod drain;
+mod faults;
 mod pods;
 mod socks5;
 mod world;
