@@ -234,7 +234,9 @@ impl<H: Handle, W> State<H, W> {
                 let failure = Failure { error, in_a_row, retry_at };
                 self.timers.set(Timer::Entry(id), retry_at);
                 if entry.dials.is_empty() && !entry.conns.iter().any(Conn::is_usable) {
-                    let waiters = entry.waiters.drain(..);
+                    // Nothing is kept for a peer that may never be there.
+                    entry.dials = Vec::new();
+                    let waiters = std::mem::take(&mut entry.waiters).into_iter();
                     self.actions.extend(waiters.map(|(_, waiter)| Action::Fail(waiter, failure.error.clone())));
                 }
                 entry.failure = Some(failure);
