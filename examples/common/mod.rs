@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hbone::balance::health::OutlierConfig;
 use hbone::connector::MeshWatch;
 use hbone::drain::{Drain, Watch};
 use hbone::mesh::Snapshot;
@@ -49,6 +50,45 @@ pub(crate) struct Common {
     /// How long running connections may take to finish when stopped
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     drain: u64,
+}
+
+/// When endpoints are left out.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Health {
+    /// How many failures in a row leave an endpoint out for a while; 0 never does. Default 5
+    #[arg(long, value_name = "N")]
+    consecutive_failures: Option<u32>,
+    /// For how long: the first time, twice that the second time in a row, and so on. Default 30
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    ejection_time: Option<Duration>,
+}
+
+impl Health {
+    /// As said by the flags, else by the library.
+    pub(crate) fn outliers(&self) -> OutlierConfig {
+        // All are used when none is left, so any number of them may be left out.
+        let config = OutlierConfig::new().with_max_ejection_percent(100);
+        let config = set(config, self.consecutive_failures, OutlierConfig::with_consecutive_failures);
+        set(config, self.ejection_time, OutlierConfig::with_base_ejection_time)
+    }
+}
+
+/// Sets what is given.
+pub(crate) fn set<C, V>(config: C, value: Option<V>, with: impl FnOnce(C, V) -> C) -> C {
+    match value {
+        Some(value) => with(config, value),
+        None => config,
+    }
+}
+
+/// A time in seconds, such as `5` or `0.25`.
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "it is not a number of seconds")?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(time) if time > Duration::ZERO => Ok(time),
+        _ if seconds >= 1.0 => Err("it is too long".into()),
+        _ => Err("it must be more than 0".into()),
+    }
 }
 
 /// The files, read and checked.

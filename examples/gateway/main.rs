@@ -7,9 +7,10 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
-use common::{Common, Loaded};
+use common::{Common, Health, Loaded, seconds, set};
 use hbone::balance::LeastRequests;
 use hbone::mesh::Network;
 use hbone::proxy::{Gateway, tcp};
@@ -28,6 +29,14 @@ struct Args {
     /// Takes tunnels from other networks (HBONE; usually port 15008)
     #[arg(long, value_name = "ADDR")]
     listen: SocketAddr,
+    /// How many pods are dialled for one tunnel. Default 3
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    attempts: Option<u16>,
+    /// How long dialling one may take while there is another one to dial. Default 2
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    attempt_timeout: Option<Duration>,
+    #[command(flatten)]
+    health: Health,
 }
 
 fn main() -> ExitCode {
@@ -44,6 +53,9 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let (dialer, balance) = (Arc::new(tcp::TcpDialer::new()), Arc::new(LeastRequests::new()));
     let config = Arc::new(Config::new());
     let gateway = Gateway::new(mesh, network, Arc::new(credentials), trusted, dialer, balance, config);
+    let gateway = gateway.with_outliers(args.health.outliers());
+    let gateway = set(gateway, args.attempts.map(usize::from), Gateway::with_attempts);
+    let gateway = set(gateway, args.attempt_timeout, Gateway::with_attempt_timeout);
 
     let (drain, watch) = drain::channel();
     let mut tasks = JoinSet::new();

@@ -198,3 +198,20 @@ async fn a_malformed_flag(#[case] number: u8, #[case] flag: &str, #[case] value:
     assert!(first.ends_with(&format!(": {error}")), "{first}");
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
 }
+
+#[rstest]
+#[case::no_number(38, "--attempt-timeout", "3s", "it is not a number of seconds")]
+#[case::no_time(39, "--ejection-time", "0", "it must be more than 0")]
+#[case::no_end(40, "--idle-timeout", "1e30", "it is too long")]
+#[case::no_attempt(41, "--attempts", "0", "0 is not in 1..=65535")]
+#[tokio::test]
+async fn a_malformed_limit(#[case] number: u8, #[case] flag: &str, #[case] value: &str, #[case] error: &str) {
+    let mesh = Mesh::new(number);
+    let mut args = ztunnel(&mesh);
+    args.extend(strings(&[flag, value]));
+    let ended = run("ztunnel", &args).await;
+    let first = ended.stderr.lines().next().unwrap_or_default();
+    assert!(first.starts_with(&format!("error: invalid value '{value}' for '{flag} <")), "{first}");
+    assert!(first.ends_with(&format!(": {error}")), "{first}");
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
+}

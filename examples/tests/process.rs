@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 /// Far more than anything here takes: reached only when something is broken.
@@ -47,20 +48,27 @@ pub(crate) async fn run(name: &str, args: &[String]) -> Ended {
 pub(crate) struct Proxy {
     name: String,
     child: Child,
-    stderr: Lines<BufReader<ChildStderr>>,
+    /// Its log. Read all the time: a full pipe would stop it.
+    log: mpsc::UnboundedReceiver<String>,
     _stdout: Lines<BufReader<ChildStdout>>,
 }
 
 impl Proxy {
     /// Starts an example and waits until it says that it is ready.
     pub(crate) async fn start(name: &str, args: &[String]) -> Self {
-        let mut child =
-            example(name).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process");
+        Self::start_logging(name, args, "info").await
+    }
+
+    /// Likewise, with a filter for its log.
+    pub(crate) async fn start_logging(name: &str, args: &[String], filter: &str) -> Self {
+        let mut command = example(name);
+        command.args(args).env("RUST_LOG", filter).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("a process");
         let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
-        let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log = read_lines(child.stderr.take().unwrap());
         let line = soon(name, stdout.next_line()).await.unwrap();
         let name = format!("{name} {}", args.join(" "));
-        let mut proxy = Self { name, child, stderr, _stdout: stdout };
+        let mut proxy = Self { name, child, log, _stdout: stdout };
         if line.as_deref() != Some("ready") {
             let log = proxy.rest().await;
             panic!("{}: {line:?} instead of ready\n{log}", proxy.name);
@@ -71,12 +79,22 @@ impl Proxy {
     /// Waits for a line in its log.
     pub(crate) async fn logs(&mut self, text: &str) -> String {
         loop {
-            match soon(text, self.stderr.next_line()).await.unwrap() {
+            match soon(text, self.log.recv()).await {
                 Some(line) if line.contains(text) => return line,
                 Some(_) => {}
                 None => panic!("{} ended without {text:?}", self.name),
             }
         }
+    }
+
+    /// The lines of its log that have come by now, as far as nothing has waited for them.
+    pub(crate) fn logged(&mut self) -> String {
+        let mut lines = String::new();
+        while let Ok(line) = self.log.try_recv() {
+            lines += &line;
+            lines += "\n";
+        }
+        lines
     }
 
     pub(crate) async fn signal(&self, signal: &str) {
@@ -87,19 +105,30 @@ impl Proxy {
 
     /// Waits until it has ended, and returns its exit status and the rest of its log.
     pub(crate) async fn ended(mut self) -> (Option<i32>, String) {
-        // The log first: a full pipe would keep it from ending.
         let rest = self.rest().await;
         (soon(&self.name, self.child.wait()).await.unwrap().code(), rest)
     }
 
     async fn rest(&mut self) -> String {
         let mut rest = String::new();
-        while let Some(line) = soon(&self.name, self.stderr.next_line()).await.unwrap() {
+        while let Some(line) = soon(&self.name, self.log.recv()).await {
             rest += &line;
             rest += "\n";
         }
         rest
     }
+}
+
+fn read_lines(stderr: ChildStderr) -> mpsc::UnboundedReceiver<String> {
+    let mut lines = BufReader::new(stderr).lines();
+    let (sender, log) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok(Some(line)) = lines.next_line().await {
+            // Also when nobody listens.
+            let _ = sender.send(line);
+        }
+    });
+    log
 }
 
 /// Reads to the end of a stream.

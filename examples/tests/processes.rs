@@ -5,6 +5,7 @@
 #![cfg(target_os = "linux")]
 
 mod bad_starts;
+mod faults;
 mod mesh;
 mod process;
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgGroup, Parser};
-use common::{Common, Loaded};
+use common::{Common, Health, Loaded, seconds, set};
 use hbone::balance::WeightedRandom;
 use hbone::connector::{Connector, ConnectorConfig};
 use hbone::io::{RelayStats, Stream};
@@ -52,6 +52,37 @@ struct Args {
     /// Marks the proxy's own connections (SO_MARK), so that capture rules can skip them (Linux)
     #[arg(long, value_name = "N")]
     mark: Option<u32>,
+    /// How long opening an outbound connection may take, with all attempts. Default 20
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    connect_timeout: Option<Duration>,
+    /// How many attempts an outbound connection gets. Default 3
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    attempts: Option<u16>,
+    /// How long one attempt may take while there is another endpoint to try. Default 3
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    attempt_timeout: Option<Duration>,
+    /// How long opening a connection to another proxy may take, which is done for all who wait for it. Default 10
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    dial_timeout: Option<Duration>,
+    /// How long a connection to another proxy is kept without tunnels. Default 300
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    idle_timeout: Option<Duration>,
+    #[command(flatten)]
+    health: Health,
+}
+
+impl Args {
+    fn connector(&self) -> ConnectorConfig {
+        let config = ConnectorConfig::new().with_outliers(self.health.outliers());
+        let config = set(config, self.connect_timeout, ConnectorConfig::with_deadline);
+        let config = set(config, self.attempts.map(usize::from), ConnectorConfig::with_attempts);
+        set(config, self.attempt_timeout, ConnectorConfig::with_attempt_timeout)
+    }
+
+    fn pool(&self) -> PoolConfig {
+        let config = set(PoolConfig::new(), self.dial_timeout, PoolConfig::with_dial_deadline);
+        set(config, self.idle_timeout, PoolConfig::with_idle_timeout)
+    }
 }
 
 fn workload(text: &str) -> Result<(String, String), String> {
@@ -97,9 +128,9 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
         dialer = dialer.with_mark(mark);
     }
     let dialer = Arc::new(dialer);
-    let pool = Pool::new(dialer.clone(), config.clone(), PoolConfig::new());
+    let pool = Pool::new(dialer.clone(), config.clone(), args.pool());
     let (own, balance) = (Arc::new(credentials.clone()), Arc::new(WeightedRandom::new()));
-    let connector = Connector::new(mesh.clone(), namespace, name, &pool, own, balance, ConnectorConfig::new())?;
+    let connector = Connector::new(mesh.clone(), namespace, name, &pool, own, balance, args.connector())?;
     let outbound = Outbound::new(connector);
     let inbound = Inbound::new(mesh, namespace, name, Arc::new(credentials), trusted, dialer, config);
 

@@ -149,6 +149,7 @@ impl Inner {
             }
         };
         let Backend { workload, in_flight, .. } = backend;
+        tracing::debug!(%peer, %target, pod = %workload.name, "tunnel opened");
         let answer = Metadata::default().with_backend(self.tokens.of(&workload));
         let ended = match incoming.accept(&answer) {
             Ok(tunnel) => splice(tunnel, pod).await,

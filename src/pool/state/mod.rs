@@ -620,8 +620,9 @@ impl<H: Handle, W> State<H, W> {
             for conn in entry.conns.iter().map(|conn| &conn.id).chain(&entry.dials) {
                 assert_eq!(self.at.get(conn), Some(id), "a connection is found where it is");
             }
-            if entry.waiters.is_empty() {
-                // Nothing else holds for sure.
+            if entry.waiters.is_empty() || !cfg!(test) {
+                // Nothing else holds for sure. A connection's driver may have found room since the machine looked, and will
+                // say so: only handles that stand still between events can be held to it.
             } else if let Some(conn) = entry.conns.iter().find(|conn| conn.has_room()) {
                 panic!("somebody waits although there is room on {}", conn.id);
             }
