@@ -23,9 +23,9 @@
 //!
 //! Identity is checked at both ends of both, before a byte of HTTP/2; there is no plaintext fallback anywhere.
 //!
-//! Nothing here spawns, except the roles of [`proxy`] and [`service`]: a handshake returns a cheap handle and a driver, or a server to be
-//! polled, and the caller decides where these run. Decisions (routes, identities, policies, balancing) are pure functions
-//! over a [`mesh::Snapshot`].
+//! Nothing here spawns, except the roles of [`proxy`] and the listener of [`service`]: a handshake returns a cheap handle and
+//! a driver, or a server to be polled, and the caller decides where these run. Decisions (routes, identities, policies,
+//! balancing) are pure functions over a [`mesh::Snapshot`].
 //!
 //! # A tunnel inside a tunnel
 //!

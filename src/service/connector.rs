@@ -130,3 +130,38 @@ fn target(uri: &Uri) -> Result<Authority> {
         Error::new(ErrorKind::InvalidInput, Layer::Route, Side::Local, doing).with_source(e)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("http://cart.shop/path?query", "cart.shop:80")]
+    #[case("https://cart.shop/", "cart.shop:443")]
+    #[case("HTTPS://Cart.Shop.", "cart.shop:443")]
+    #[case("https://cart.shop:8080/", "cart.shop:8080")]
+    #[case("http://user:password@cart.shop/", "cart.shop:80")]
+    #[case("http://10.0.0.1/", "10.0.0.1:80")]
+    #[case("http://[2001:DB8::1]/", "[2001:db8::1]:80")]
+    #[case("http://[2001:db8::1]:8080/", "[2001:db8::1]:8080")]
+    #[case("grpc://cart.shop:9000/", "cart.shop:9000")]
+    #[case("cart.shop:9000", "cart.shop:9000")]
+    fn a_uri_leads_to_its_host_and_port(#[case] uri: Uri, #[case] expected: &str) {
+        assert_eq!(target(&uri).unwrap().to_string(), expected);
+    }
+
+    #[rstest]
+    #[case("/path", "is empty")]
+    #[case("cart.shop", "has no port")]
+    #[case("grpc://cart.shop/", "has no port")]
+    #[case("http://cart.shop:0/", "not a number from 1")]
+    #[case("http://cart..shop/", "not a valid DNS name")]
+    #[case("http://10.0.0/", "not valid")]
+    fn a_uri_that_leads_nowhere_says_why(#[case] uri: Uri, #[case] why: &str) {
+        let error = target(&uri).unwrap_err();
+        assert_eq!((error.kind(), error.side()), (&ErrorKind::InvalidInput, Side::Local));
+        assert!(error.to_string().contains(why) && error.to_string().contains(&uri.to_string()), "{error}");
+    }
+}

@@ -242,8 +242,8 @@ impl Connection {
         match self.waiting.try_send((incoming, from)) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full((incoming, _))) => {
-                let refusal =
-                    Refusal::new(RefusalReason::ConnectionLimitReached).with_details("too many tunnels wait to be taken");
+                let refusal = Refusal::new(RefusalReason::ConnectionLimitReached)
+                    .with_details("too many tunnels wait to be taken");
                 incoming.reject(&refusal);
             }
             // Dropping it says that it may be tried elsewhere.
