@@ -41,8 +41,8 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let trusted = TrustDomains::new("cluster.local".parse()?);
     let acceptor = Acceptor::new(Arc::new(ca.issue(&id("cart")?)), trusted, config.clone());
     let listener = Listener::new(network.listen("10.0.0.2:15008".parse()?), acceptor, config.clone());
-    let app =
-        Router::new().route("/", get(async |Extension(peer): Extension<Peer>| format!("hello {}", peer.identity())));
+    let hello = async |Extension(peer): Extension<Peer>| format!("hello {}", peer.identity());
+    let app = Router::new().route("/", get(hello));
     tokio::spawn(service::serve(listener, app, watch));
 
     // The workload `web`: what it needs to know of the mesh, and its way out.

@@ -33,15 +33,15 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let listener = Listener::new(socket, acceptor, config.clone()).with_decision(move |incoming| {
         if *incoming.authority() == own { Ok(()) } else { Err(Refusal::new(RefusalReason::DestinationProhibited)) }
     });
-    let app =
-        Router::new().route("/", get(async |Extension(peer): Extension<Peer>| format!("hello {}", peer.identity())));
+    let hello = async |Extension(peer): Extension<Peer>| format!("hello {}", peer.identity());
+    let app = Router::new().route("/", get(hello));
     let (drain, watch) = drain::channel();
     let serving = tokio::spawn(service::serve(listener, app, watch));
 
     // The client: a tunnel, and HTTP in it.
-    let stream =
-        Connector::new(Arc::new(ca.issue(&web)), config).connect(TcpStream::connect(address).await?, &cart.into());
-    let (client, driver) = client::handshake(stream.await?).await?;
+    let tls = Connector::new(Arc::new(ca.issue(&web)), config);
+    let stream = tls.connect(TcpStream::connect(address).await?, &cart.into()).await?;
+    let (client, driver) = client::handshake(stream).await?;
     tokio::spawn(driver);
     let tunnel = client.connect(&authority, &Metadata::default()).await?;
     let (mut http, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tunnel)).await?;
