@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use plain::Plain;
 pub use read_ahead::ReadAhead;
 pub use relay::{RelayEnd, RelayError, RelayOperation, RelayStats, relay};
-pub use stream::{Accept, BoxStream, Dial, Stream};
+pub use stream::{Accept, Accepted, BoxStream, Dial, Stream};
 
 /// A reader that hands out what it has received as [`Bytes`], without copying.
 pub trait BytesRead: AsyncRead {

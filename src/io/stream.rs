@@ -36,25 +36,28 @@ pub trait Dial: fmt::Debug + Send + Sync {
     fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>>;
 }
 
+/// A byte stream that somebody opened, with the address of its peer where there is such a thing.
+pub type Accepted<S> = io::Result<(S, Option<SocketAddr>)>;
+
 /// Takes the byte streams that others open: a socket that listens, a queue (`mpsc::Receiver`) that something else fills, or
 /// the tunnels of a connection further out. The hook for an embedder's own transport.
 pub trait Accept {
     /// What is taken.
     type Io: Stream + 'static;
 
-    /// Waits for the next one, with the address of its peer where there is such a thing. `None` when no more will come. Cancel
+    /// Waits for the next one. `None` when no more will come. Cancel
     /// safe.
     ///
     /// # Errors
     ///
     /// What kept one from being taken, mostly a lack of file descriptors. That is no end: the next may succeed.
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<(Self::Io, Option<SocketAddr>)>>>;
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<Self::Io>>>;
 }
 
 impl<S: Stream + 'static> Accept for mpsc::Receiver<S> {
     type Io = S;
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<(S, Option<SocketAddr>)>>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<S>>> {
         self.poll_recv(cx).map(|stream| stream.map(|stream| Ok((stream, None))))
     }
 }

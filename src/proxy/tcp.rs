@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
-use crate::io::{Accept, BoxStream, Dial, Stream};
+use crate::io::{Accept, Accepted, BoxStream, Dial, Stream};
 
 /// As ztunnel: a peer that vanished is noticed even where nothing is sent.
 const KEEPALIVE: Duration = Duration::from_secs(180);
@@ -74,7 +74,7 @@ impl Dial for TcpDialer {
 impl Accept for TcpListener {
     type Io = TcpStream;
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<(TcpStream, Option<SocketAddr>)>>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<TcpStream>>> {
         loop {
             let (stream, peer) = ready!(Self::poll_accept(self, cx))?;
             match tune(&stream) {

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use super::Peer;
 use crate::config::Config;
 use crate::drain::Watch;
 use crate::error::Result;
-use crate::io::{Accept, ReadAhead, Stream};
+use crate::io::{Accept, Accepted, ReadAhead, Stream};
 use crate::metadata::Metadata;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::server::{Builder, Incoming, Server};
@@ -271,7 +270,7 @@ impl<A: Accept + Unpin> Sequence for Listener<A> {
 impl<A: Accept> Accept for Listener<A> {
     type Io = TunnelStream;
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<(TunnelStream, Option<SocketAddr>)>>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<TunnelStream>>> {
         self.poll_accept_tunnel(cx).map(|opened| opened.map(|(tunnel, peer)| Ok((tunnel, peer.address()))))
     }
 }

@@ -71,7 +71,7 @@ impl NetworkListener {
 impl crate::io::Accept for NetworkListener {
     type Io = DuplexStream;
 
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<(DuplexStream, Option<SocketAddr>)>>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<crate::io::Accepted<DuplexStream>>> {
         self.incoming.poll_recv(cx).map(|stream| stream.map(|stream| Ok((stream, None))))
     }
 }

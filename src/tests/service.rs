@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::harness::{World, authority, client_id, idle, metadata};
 use crate::client::Client;
 use crate::drain::{self, Drain};
-use crate::io::Accept;
+use crate::io::{Accept, Accepted};
 use crate::metadata::Metadata;
 use crate::service::{Listener, Peer, serve};
 use crate::testing::Network;
@@ -171,7 +171,7 @@ async fn tunnels_come_from_all_connections_with_their_addresses() {
     struct Addressed(VecDeque<(DuplexStream, SocketAddr)>);
     impl Accept for Addressed {
         type Io = DuplexStream;
-        fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<Option<io::Result<(DuplexStream, Option<SocketAddr>)>>> {
+        fn poll_accept(&mut self, _: &mut Context<'_>) -> Poll<Option<Accepted<DuplexStream>>> {
             Poll::Ready(self.0.pop_front().map(|(stream, from)| Ok((stream, Some(from)))))
         }
     }
@@ -215,24 +215,22 @@ async fn a_handshake_that_stalls_or_fails_holds_up_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_accept_is_not_the_last() {
-    struct Flaky(mpsc::Receiver<DuplexStream>, usize);
+    /// Fails for a second.
+    struct Flaky(mpsc::Receiver<DuplexStream>, Instant, usize);
     impl Accept for Flaky {
         type Io = DuplexStream;
-        fn poll_accept(
-            &mut self,
-            cx: &mut Context<'_>,
-        ) -> Poll<Option<io::Result<(DuplexStream, Option<SocketAddr>)>>> {
-            self.1 += 1;
-            assert!(self.1 < 100, "a busy loop");
-            match self.1 {
-                1..=3 => Poll::Ready(Some(Err(io::Error::other("no file descriptors")))),
-                _ => self.0.poll_accept(cx),
+        fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<DuplexStream>>> {
+            self.2 += 1;
+            assert!(self.2 < 100, "a busy loop");
+            if self.1.elapsed() < Duration::from_secs(1) {
+                return Poll::Ready(Some(Err(io::Error::other("no file descriptors"))));
             }
+            self.0.poll_accept(cx)
         }
     }
     let site = Site::new();
     let (connections, queue) = mpsc::channel(1);
-    let mut listener = site.listener_on(Flaky(queue, 0));
+    let mut listener = site.listener_on(Flaky(queue, Instant::now(), 0));
     let (near, far) = tokio::io::duplex(64 << 10);
     connections.send(far).await.unwrap();
     let accepted = tokio::spawn(async move { listener.next().await.unwrap().1 });
