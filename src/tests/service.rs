@@ -18,7 +18,7 @@ use rstest::rstest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::harness::{World, authority, client_id, idle, metadata};
 use crate::client::Client;
@@ -371,6 +371,45 @@ async fn what_outlasts_a_drain_is_cut(#[values(Version::Http1, Version::Http2)] 
     serving.await.unwrap();
     assert!(response.await.unwrap().is_err());
     request.answer.closed().await;
+}
+
+/// Its body is neither read nor sent, so that HTTP/1 does not look at the tunnel.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_blind_to_its_tunnel_ends_with_the_drain() {
+    let Running { site, drain, mut asked, serving } = running();
+    let mut tunnel = open(&site.client().await).await;
+    tunnel.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n").await.unwrap();
+    let mut request = asked.recv().await.unwrap();
+    let draining = tokio::spawn(drain.drain(Duration::from_secs(5)));
+    timeout(AGES, request.answer.closed()).await.unwrap();
+    assert_eq!(draining.await.unwrap().forced, 1);
+    serving.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_no_handshake() {
+    let Running { site, drain, serving, .. } = running();
+    let mut stalled = site.raw();
+    idle().await;
+    let start = Instant::now();
+    assert!(drain.drain(AGES).await.completed);
+    assert_eq!((start.elapsed(), stalled.read(&mut [0]).await.unwrap()), (Duration::ZERO, 0));
+    serving.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_cuts_tunnels_that_were_handed_out() {
+    let site = Site::new();
+    let (drain, watch) = drain::channel();
+    let mut listener = site.listener().with_drain(watch);
+    let accepting = tokio::spawn(async move { (listener.accept().await.unwrap(), listener) });
+    let mut near = open(&site.client().await).await;
+    let ((mut far, _), mut listener) = accepting.await.unwrap();
+    let draining = tokio::spawn(drain.drain(Duration::from_secs(5)));
+    assert!(timeout(AGES, listener.accept()).await.unwrap().is_none());
+    assert_eq!(draining.await.unwrap().forced, 1);
+    near.read(&mut [0]).await.unwrap_err();
+    far.read(&mut [0]).await.unwrap_err();
 }
 
 #[tokio::test(start_paused = true)]
