@@ -258,3 +258,13 @@ async fn echo_prints_its_line() {
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
     assert_eq!(ended.stdout, "hello through two tunnels\n");
 }
+
+#[cfg(feature = "tower")]
+#[rstest]
+#[tokio::test]
+async fn the_readme_shows_what_the_http_examples_print(#[values("http_server", "http_client")] name: &str) {
+    let ended = run(name, &[]).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    let shown = format!("--features tower --example {name}\n{}```\n", ended.stdout);
+    assert!(include_str!("../README.md").contains(&shown), "{}", ended.stdout);
+}

@@ -1,5 +1,6 @@
 //! Moving bytes: [`BytesRead`] and [`BytesWrite`], which hand [`Bytes`] on without copying, an adapter for any other byte
-//! stream, and [`relay`] between two of them. [`Stream`] and [`Dial`] are what connections are put on.
+//! stream, and [`relay`] between two of them. [`Stream`], [`Dial`] and [`Accept`] are what connections
+//! are put on.
 
 mod plain;
 mod read_ahead;
@@ -18,7 +19,7 @@ pub use plain::Plain;
 pub use read_ahead::ReadAhead;
 pub use relay::{RelayEnd, RelayError, RelayOperation, RelayStats, relay};
 pub(crate) use stream::dial;
-pub use stream::{BoxStream, Dial, Stream};
+pub use stream::{Accept, Accepted, BoxStream, Dial, Stream};
 
 /// A reader that hands out what it has received as [`Bytes`], without copying.
 pub trait BytesRead: AsyncRead {

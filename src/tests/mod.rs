@@ -21,5 +21,7 @@ mod limits;
 mod relay;
 #[cfg(all(feature = "mesh-file", feature = "proxy"))]
 mod roles;
+#[cfg(feature = "tower")]
+mod service;
 mod silence;
 mod wire;

@@ -1,6 +1,8 @@
 //! The three roles together: client, outbound, gateway, inbound, application.
 
 mod drain;
+#[cfg(feature = "tower")]
+mod http_stacks;
 mod pods;
 mod socks5;
 mod world;

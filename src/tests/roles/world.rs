@@ -128,11 +128,18 @@ impl World {
 
     /// Likewise, with a pool to look at.
     pub(super) fn outbound_over(&self, pool: &Pool) -> Outbound {
+        Outbound::new(self.connector_over(pool))
+    }
+
+    #[cfg(feature = "tower")]
+    pub(super) fn connector(&self) -> Connector {
+        self.connector_over(&self.pool())
+    }
+
+    fn connector_over(&self, pool: &Pool) -> Connector {
         let mesh = self.east.mesh.subscribe();
         let (credentials, balance) = (Arc::new(self.ca.issue(&client_id())), Arc::new(WeightedRandom::new()));
-        let settings = ConnectorConfig::new();
-        let connector = Connector::new(mesh, "default", "client", pool, credentials, balance, settings);
-        Outbound::new(connector.unwrap())
+        Connector::new(mesh, "default", "client", pool, credentials, balance, ConnectorConfig::new()).unwrap()
     }
 
     /// The gateway of west, which the network of east reaches too.
