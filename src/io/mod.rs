@@ -81,7 +81,10 @@ fn buffer_size(read: u64) -> usize {
     BUFFERS.iter().rev().find(|(from, _)| read >= *from).map_or(BUFFERS[0].1, |(_, size)| *size)
 }
 
-/// When to give an empty read buffer back: at the second vain look in a row. A busy stream is often drained for a moment,
+/// Allocators have pieces of this size at hand.
+const CHEAP: usize = 16 << 10;
+
+/// When to give an empty read buffer back: a large one at the second vain look in a row. A busy stream is often drained for a moment,
 /// and an allocation of this size costs more than a read; an idle one is looked at again by its keepalive at the latest.
 #[derive(Debug, Default)]
 struct Spare {
@@ -94,7 +97,8 @@ impl Spare {
     }
 
     fn unused(&mut self, buffer: &mut BytesMut) {
-        if std::mem::replace(&mut self.vain, true) {
+        // A small one is cheap to get again, and many idle streams would each hold one.
+        if std::mem::replace(&mut self.vain, true) || buffer.capacity() <= CHEAP {
             *buffer = BytesMut::new();
         }
     }
