@@ -6,8 +6,9 @@ use std::sync::Arc;
 use axum::routing::get;
 use axum::{Extension, Router};
 use hbone::balance::LeastRequests;
+use hbone::connector::{Connector, ConnectorConfig};
 use hbone::mesh::Snapshot;
-use hbone::proxy::{Opener, Outbound};
+use hbone::pool::{Pool, PoolConfig};
 use hbone::service::{self, Listener, Peer};
 use hbone::testing::{Ca, Network};
 use hbone::tls::Acceptor;
@@ -47,10 +48,11 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 
     // The workload `web`: what it needs to know of the mesh, and its way out.
     let (_mesh, mesh) = tokio::sync::watch::channel(Snapshot::parse("the mesh", MESH)?);
-    let opener = Opener::new(Arc::new(network), Arc::new(ca.issue(&id("web")?)), config);
-    let outbound = Outbound::new(mesh, "shop", "web", opener, Arc::new(LeastRequests::new()));
+    let pool = Pool::new(Arc::new(network), config, PoolConfig::new());
+    let (own, balance) = (Arc::new(ca.issue(&id("web")?)), Arc::new(LeastRequests::new()));
+    let connector = Connector::new(mesh, "shop", "web", &pool, own, balance, ConnectorConfig::new())?;
 
-    let http: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(outbound);
+    let http: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(connector);
     let response = http.get("http://cart.shop.svc.cluster.local/".parse()?).await?;
     if let Some(peer) = response.extensions().get::<Peer>() {
         println!("answered by {}, at {}", peer.identity(), peer.authority());

@@ -135,7 +135,6 @@ impl Error {
     }
 
     /// Names where it was all to lead.
-    #[cfg(feature = "proxy")]
     pub(crate) fn with_target(self, target: impl fmt::Display) -> Self {
         self.edit(|e| e.target = Some(target.to_string()))
     }

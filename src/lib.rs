@@ -61,12 +61,14 @@
 
 pub mod balance;
 pub mod client;
+pub mod connector;
 pub mod drain;
 pub mod io;
 pub mod mesh;
 pub mod metadata;
 pub mod nested;
 pub mod policy;
+pub mod pool;
 #[cfg(feature = "proxy")]
 pub mod proxy;
 pub mod route;

@@ -1,6 +1,9 @@
 //! One more hop: a connection of its own inside a tunnel.
 
+use std::sync::Arc;
+
 use crate::client::{Builder, Client, Driver};
+use crate::config::Config;
 use crate::error::Result;
 use crate::metadata::Metadata;
 use crate::path::TunnelledHop;
@@ -24,12 +27,22 @@ pub async fn extend(
     tls: &Connector,
     metadata: &Metadata,
 ) -> Result<(Client, Driver<TlsStream<TunnelStream>>)> {
-    let index = client.hop() + 1;
     let tunnel = client.connect(&hop.authority, metadata).await?;
+    over(tunnel, client.config(), client.hop() + 1, hop, tls).await
+}
+
+/// The session of a hop inside the tunnel that was opened for it.
+pub(crate) async fn over(
+    tunnel: TunnelStream,
+    config: &Arc<Config>,
+    index: usize,
+    hop: &TunnelledHop,
+    tls: &Connector,
+) -> Result<(Client, Driver<TlsStream<TunnelStream>>)> {
     let stream = tls
         .connect(tunnel, &hop.accept)
         .await
         .map_err(|e| if e.hop().is_some() { e } else { e.with_peer(&hop.authority).with_hop(index) })?;
     let peer = stream.peer_identity().clone();
-    Builder::new().config(client.config().clone()).peer(peer).hop(index).handshake(stream).await
+    Builder::new().config(config.clone()).peer(peer).hop(index).handshake(stream).await
 }

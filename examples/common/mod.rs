@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hbone::connector::MeshWatch;
 use hbone::drain::{Drain, Watch};
 use hbone::mesh::Snapshot;
-use hbone::proxy::{MeshWatch, tcp};
+use hbone::proxy::tcp;
 use hbone::tls::Credentials;
 use hbone::{TrustDomain, TrustDomains};
 use http_body_util::Full;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use common::{Common, Loaded};
-use hbone::balance::WeightedRandom;
+use hbone::balance::LeastRequests;
 use hbone::mesh::Network;
 use hbone::proxy::{Gateway, tcp};
 use hbone::{Config, drain};
@@ -41,7 +41,7 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     if !snapshot.workloads().any(|workload| workload.network == network) {
         return Err(format!("the mesh has no workload in network {:?}", args.network).into());
     }
-    let (dialer, balance) = (Arc::new(tcp::TcpDialer::new()), Arc::new(WeightedRandom::new()));
+    let (dialer, balance) = (Arc::new(tcp::TcpDialer::new()), Arc::new(LeastRequests::new()));
     let config = Arc::new(Config::new());
     let gateway = Gateway::new(mesh, network, Arc::new(credentials), trusted, dialer, balance, config);
 

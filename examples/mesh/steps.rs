@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use hbone::proxy::{Connected, Outbound};
+use hbone::connector::Connected;
+use hbone::proxy::Outbound;
 use hbone::testing::Ca;
 use hbone::{Authority, Error, SpiffeId};
 

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::balance::WeightedRandom;
+use hbone::connector::{Connector, ConnectorConfig, MeshWatch};
 use hbone::drain::{self, Drain, Watch};
 use hbone::mesh::{Network, Snapshot};
-use hbone::proxy::{Gateway, Inbound, MeshWatch, Opener, Outbound, socks5, tcp};
+use hbone::pool::{Pool, PoolConfig};
+use hbone::proxy::{Gateway, Inbound, Outbound, socks5, tcp};
 use hbone::testing::Ca;
 use hbone::tls::Credentials;
 use hbone::{Config, SpiffeId, TrustDomains};
@@ -104,8 +106,8 @@ impl World {
         let back = east.gateway("east", issue(&ca, "istio-gateways", "gateway-east")?, refused)?;
         west.fabric.place(GATEWAY_EAST.parse()?, back);
 
-        let outbound = east.client("client", issue(&ca, "shop", "client")?);
-        let outbound_west = west.client("client-w", issue(&ca, "shop", "client")?);
+        let outbound = east.client("client", issue(&ca, "shop", "client")?)?;
+        let outbound_west = west.client("client-w", issue(&ca, "shop", "client")?)?;
         let socks5 = listen_socks5(outbound.clone(), watch)?;
         let refusals = Refusals(Mutex::new(refusals));
         Ok(Self {
@@ -170,9 +172,12 @@ impl Cluster {
     }
 
     /// The proxy of a client pod.
-    fn client(&self, name: &str, credentials: Credentials) -> Outbound {
-        let opener = Opener::new(Arc::new(self.fabric.clone()), Arc::new(credentials), self.config.clone());
-        Outbound::new(self.mesh.clone(), "shop", name, opener, Arc::new(WeightedRandom::new()))
+    fn client(&self, name: &str, credentials: Credentials) -> Result<Outbound, Failure> {
+        let pool = Pool::new(Arc::new(self.fabric.clone()), self.config.clone(), PoolConfig::new());
+        let (mesh, balance) = (self.mesh.clone(), Arc::new(WeightedRandom::new()));
+        let settings = ConnectorConfig::new();
+        let connector = Connector::new(mesh, "shop", name, &pool, Arc::new(credentials), balance, settings)?;
+        Ok(Outbound::new(connector))
     }
 
     /// Starts the gateway of this cluster, and says where it listens.

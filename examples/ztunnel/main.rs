@@ -8,12 +8,15 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{ArgGroup, Parser};
 use common::{Common, Loaded};
 use hbone::balance::WeightedRandom;
+use hbone::connector::{Connector, ConnectorConfig};
 use hbone::io::{RelayStats, Stream};
-use hbone::proxy::{Inbound, Opener, Outbound, socks5, tcp};
+use hbone::pool::{Pool, PoolConfig};
+use hbone::proxy::{Inbound, Outbound, socks5, tcp};
 use hbone::{Authority, Config, drain};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -94,8 +97,10 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
         dialer = dialer.with_mark(mark);
     }
     let dialer = Arc::new(dialer);
-    let opener = Opener::new(dialer.clone(), Arc::new(credentials.clone()), config.clone());
-    let outbound = Outbound::new(mesh.clone(), namespace, name, opener, Arc::new(WeightedRandom::new()));
+    let pool = Pool::new(dialer.clone(), config.clone(), PoolConfig::new());
+    let (own, balance) = (Arc::new(credentials.clone()), Arc::new(WeightedRandom::new()));
+    let connector = Connector::new(mesh.clone(), namespace, name, &pool, own, balance, ConnectorConfig::new())?;
+    let outbound = Outbound::new(connector);
     let inbound = Inbound::new(mesh, namespace, name, Arc::new(credentials), trusted, dialer, config);
 
     let (drain, watch) = drain::channel();
@@ -135,7 +140,11 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
             until_forced(drain, peer, async move { outbound.serve(stream, &target, Some(peer)).await })
         }));
     }
-    args.common.run(tasks, drain, watch).await
+    args.common.run(tasks, drain, watch).await?;
+    // Nobody sends any more; what was sent last is still to leave.
+    let report = pool.close(Duration::from_secs(2)).await;
+    tracing::debug!(?report, "connections closed");
+    Ok(())
 }
 
 fn listen(what: &str, address: SocketAddr) -> Result<tokio::net::TcpListener, Box<dyn Error>> {

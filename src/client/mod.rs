@@ -2,6 +2,7 @@
 
 mod driver;
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -134,9 +135,19 @@ impl Client {
     /// [`ErrorKind::Refused`] with the peer's status and reason; [`ErrorKind::Timeout`]; [`ErrorKind::Reset`] or
     /// [`ErrorKind::GoAway`] with the code of HTTP/2; or why the connection ended.
     pub async fn connect(&self, authority: &Authority, metadata: &Metadata) -> Result<TunnelStream> {
+        self.connect_holding(authority, metadata, ()).await
+    }
+
+    /// [`Client::connect`] with something that is dropped when the tunnel's slot is free again, or when there is none.
+    pub(crate) async fn connect_holding(
+        &self,
+        authority: &Authority,
+        metadata: &Metadata,
+        held: impl Any + Send + Sync,
+    ) -> Result<TunnelStream> {
         const WAITING: &str = "waiting for room on the connection";
         let deadline = Instant::now() + self.config.connect_timeout;
-        let slot = match timeout_at(deadline, self.slots.acquire()).await {
+        let mut slot = match timeout_at(deadline, self.slots.acquire()).await {
             Ok(Ok(slot)) => slot,
             Ok(Err(_)) => return Err(self.shared.gone(WAITING)),
             Err(_) => {
@@ -144,6 +155,7 @@ impl Client {
                 return Err(self.shared.describe(error.with_advice("allow more tunnels, or open another connection")));
             }
         };
+        slot.hold(held);
         match timeout_at(deadline, self.connect_in(slot, authority, metadata)).await {
             Ok(result) => result,
             Err(_) => {
@@ -201,6 +213,16 @@ impl Client {
     /// Which hop of a path this connection is: 0 for the outer one.
     pub fn hop(&self) -> usize {
         self.hop
+    }
+
+    /// The view of the connection that does not keep it open.
+    pub(crate) fn slots(&self) -> &Arc<Slots> {
+        &self.slots
+    }
+
+    /// Counts reads that brought something from the peer.
+    pub(crate) fn reads(&self) -> u64 {
+        self.shared.reads()
     }
 
     pub(crate) fn config(&self) -> &Arc<Config> {

@@ -139,7 +139,7 @@ impl Shared {
         self.activity.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn reads(&self) -> u64 {
+    pub(crate) fn reads(&self) -> u64 {
         self.activity.load(Ordering::Relaxed)
     }
 }

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use plain::Plain;
 pub use read_ahead::ReadAhead;
 pub use relay::{RelayEnd, RelayError, RelayOperation, RelayStats, relay};
+pub(crate) use stream::dial;
 pub use stream::{Accept, Accepted, BoxStream, Dial, Stream};
 
 /// A reader that hands out what it has received as [`Bytes`], without copying.

@@ -6,9 +6,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
 
 /// A byte stream that a connection can be put on, and that a role can serve. Sockets, tunnels, TLS sessions and in-memory pipes are such; implement it for a type
 /// of your own.
@@ -45,8 +49,7 @@ pub trait Accept {
     /// What is taken.
     type Io: Stream + 'static;
 
-    /// Waits for the next one. `None` when no more will come. Cancel
-    /// safe.
+    /// Waits for the next one. `None` when no more will come. Cancel safe.
     ///
     /// # Errors
     ///
@@ -59,5 +62,16 @@ impl<S: Stream + 'static> Accept for mpsc::Receiver<S> {
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<S>>> {
         self.poll_recv(cx).map(|stream| stream.map(|stream| Ok((stream, None))))
+    }
+}
+
+/// Dials within this time.
+pub(crate) async fn dial(dialer: &dyn Dial, address: SocketAddr, time: Duration) -> Result<BoxStream> {
+    let failed = |kind| Error::new(kind, Layer::Dial, Side::Remote, "connecting").with_peer(address);
+    match timeout(time, dialer.dial(address)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(e)) if e.kind() == io::ErrorKind::TimedOut => Err(failed(ErrorKind::Timeout).with_source(e)),
+        Ok(Err(e)) => Err(failed(ErrorKind::Unreachable).with_source(e)),
+        Err(_) => Err(failed(ErrorKind::Timeout)),
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::address::{GatewayAddress, Hostname, NamespacedHostname, Network, Ports};
 use crate::identity::{SpiffeId, TrustDomain};
+use crate::metadata::{self, Baggage};
 use crate::policy::PolicyName;
 
 /// Something that runs: a pod, a machine outside, a gateway, or what stands for all endpoints that a service has in
@@ -145,6 +146,26 @@ impl Workload {
     /// The namespace.
     pub fn namespace(&self) -> &str {
         self.identity.namespace()
+    }
+
+    /// What a proxy tells its peers of the workload that it stands for. For display only, on both sides.
+    pub fn baggage(&self) -> Baggage {
+        let (name, kind) = match (&*self.workload_name, self.workload_type) {
+            ("", _) => (&*self.name, metadata::WorkloadType::Pod),
+            (name, WorkloadType::Deployment) => (name, metadata::WorkloadType::Deployment),
+            (name, WorkloadType::CronJob) => (name, metadata::WorkloadType::CronJob),
+            (name, WorkloadType::Pod) => (name, metadata::WorkloadType::Pod),
+            (name, WorkloadType::Job) => (name, metadata::WorkloadType::Job),
+        };
+        // Empty values are left out by the setters.
+        Baggage::default()
+            .with_cluster(&*self.cluster)
+            .with_namespace(self.namespace())
+            .with_workload(kind, name)
+            .with_service_name(&*self.canonical_name)
+            .with_service_version(&*self.canonical_revision)
+            .with_region(&*self.locality.region)
+            .with_zone(&*self.locality.zone)
     }
 
     /// The service account.

@@ -3,13 +3,19 @@
 //! Both directions carry the same set: who is there ([`Baggage`]), for whom ([`Forwarded`]), as part of which trace
 //! ([`Traceparent`]) and through which network. None of it is proven by anything. The peer wrote it, so it is for logs and
 //! metrics, and nothing in it makes a tunnel fail.
+//!
+//! Two headers are this crate's own, for connections through a gateway that are shared: the gateway's 200 says which backend
+//! the tunnel leads to ([`BackendToken`]), and the client's CONNECT says which backends it is connected to already, so that
+//! the gateway can pick another one. Peers that don't know them ignore them.
 
+mod backend;
 mod baggage;
 mod forwarded;
 pub(crate) mod proxy_status;
 mod quoted;
 mod traceparent;
 
+pub use self::backend::{BackendToken, BackendTokenError};
 pub use self::baggage::{Baggage, WorkloadType};
 pub use self::forwarded::Forwarded;
 pub use self::traceparent::Traceparent;
@@ -26,6 +32,11 @@ pub const FORWARDED: HeaderName = header::FORWARDED;
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The header with the name of the network that a request comes from.
 pub const X_FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
+/// The header of a 200 with the [`BackendToken`] of the backend that the tunnel leads to; this crate's own.
+pub const X_HBONE_BACKEND: HeaderName = HeaderName::from_static("x-hbone-backend");
+/// The header of a CONNECT with the [`BackendToken`]s of the backends that the client is connected to, separated by commas;
+/// this crate's own.
+pub const X_HBONE_BACKENDS: HeaderName = HeaderName::from_static("x-hbone-backends");
 /// The header that says why a CONNECT was turned down (RFC 9209); a [`Refusal`](crate::Refusal) is its typed form.
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
@@ -43,6 +54,10 @@ const NOT_CARRIED: &[&str] = &[
     "transfer-encoding",
     "upgrade",
 ];
+
+/// Headers that have a setter of their own.
+const TYPED: [HeaderName; 6] =
+    [BAGGAGE, FORWARDED, TRACEPARENT, X_FORWARDED_NETWORK, X_HBONE_BACKEND, X_HBONE_BACKENDS];
 
 const MAX_NETWORK: usize = 255;
 
@@ -72,6 +87,8 @@ pub struct Metadata {
     forwarded: Option<Forwarded>,
     traceparent: Option<Traceparent>,
     forwarded_network: Option<String>,
+    backend: Option<BackendToken>,
+    known_backends: Vec<BackendToken>,
     other: HeaderMap,
 }
 
@@ -115,6 +132,23 @@ impl Metadata {
         Ok(self)
     }
 
+    /// Sets which backend the tunnel leads to. It belongs in the 200 of a gateway.
+    pub fn with_backend(mut self, backend: BackendToken) -> Self {
+        self.other.remove(X_HBONE_BACKEND);
+        self.backend = Some(backend);
+        self
+    }
+
+    /// Sets the backends that the client is connected to already, as this gateway calls them. It belongs in the outer
+    /// CONNECT, whose gateway picks another backend then if it can. None take the header away.
+    ///
+    /// The first 128 are sent, since a peer limits how large the headers may be; put those first that matter most.
+    pub fn with_known_backends(mut self, backends: impl IntoIterator<Item = BackendToken>) -> Self {
+        self.other.remove(X_HBONE_BACKENDS);
+        self.known_backends = backends.into_iter().take(backend::MAX_TOKENS).collect();
+        self
+    }
+
     /// Adds a header that this crate has no type for. One that is there already keeps its values and gets one more.
     ///
     /// # Errors
@@ -127,7 +161,7 @@ impl Metadata {
         if !is_carried(&name) {
             return refused("a tunnel does not carry it");
         }
-        if [BAGGAGE, FORWARDED, TRACEPARENT, X_FORWARDED_NETWORK].contains(&name) {
+        if TYPED.contains(&name) {
             return refused("it has a setter of its own");
         }
         match self.other.try_append(&name, value) {
@@ -156,6 +190,16 @@ impl Metadata {
         self.forwarded_network.as_deref()
     }
 
+    /// Which backend a gateway says the tunnel leads to.
+    pub fn backend(&self) -> Option<&BackendToken> {
+        self.backend.as_ref()
+    }
+
+    /// The backends that a client says it is connected to already: at most 128.
+    pub fn known_backends(&self) -> &[BackendToken] {
+        &self.known_backends
+    }
+
     /// All other headers, as they came: those without a type here, and typed ones that could not be read.
     pub fn other(&self) -> &HeaderMap {
         &self.other
@@ -164,13 +208,16 @@ impl Metadata {
     /// Reads the headers of a request or a response. Those that [`Metadata::with_header`] refuses for what they are
     /// (hop by hop, `content-length`, `proxy-status`) are left out.
     ///
-    /// A `traceparent` or `x-forwarded-network` with several values counts as one that can't be read.
+    /// A `traceparent`, `x-forwarded-network` or `x-hbone-backend` with several values counts as one that can't be read. Of
+    /// all `x-hbone-backends` together, what is a token is read, up to 128 of them.
     pub fn from_headers(headers: &HeaderMap) -> Self {
         let mut metadata = Self {
             baggage: Baggage::read(headers.get_all(BAGGAGE)),
             forwarded: headers.get(FORWARDED).and_then(Forwarded::read),
             traceparent: only(headers, TRACEPARENT).and_then(Traceparent::read),
             forwarded_network: only(headers, X_FORWARDED_NETWORK).filter(|n| valid_network(n)).map(str::to_owned),
+            backend: only(headers, X_HBONE_BACKEND).and_then(BackendToken::read),
+            known_backends: BackendToken::read_list(headers.get_all(X_HBONE_BACKENDS)),
             other: HeaderMap::new(),
         };
         for (name, value) in headers {
@@ -188,6 +235,8 @@ impl Metadata {
             (FORWARDED, self.forwarded.as_ref().and_then(Forwarded::write)),
             (TRACEPARENT, self.traceparent.and_then(|t| HeaderValue::try_from(t.to_string()).ok())),
             (X_FORWARDED_NETWORK, self.forwarded_network.as_ref().and_then(|n| HeaderValue::try_from(n).ok())),
+            (X_HBONE_BACKEND, self.backend.as_ref().and_then(BackendToken::write)),
+            (X_HBONE_BACKENDS, BackendToken::write_list(&self.known_backends)),
         ];
         for name in self.other.keys() {
             headers.remove(name);
@@ -209,6 +258,8 @@ impl Metadata {
             || (*name == FORWARDED && self.forwarded.is_some())
             || (*name == TRACEPARENT && self.traceparent.is_some())
             || (*name == X_FORWARDED_NETWORK && self.forwarded_network.is_some())
+            || (*name == X_HBONE_BACKEND && self.backend.is_some())
+            || (*name == X_HBONE_BACKENDS && !self.known_backends.is_empty())
     }
 }
 
@@ -280,6 +331,9 @@ mod tests {
     ])]
     #[case::empty_network(&[("x-forwarded-network", "")])]
     #[case::several_networks(&[("x-forwarded-network", "a"), ("x-forwarded-network", "b")])]
+    #[case::bad_backend(&[("x-hbone-backend", "two words")])]
+    #[case::several_backends(&[("x-hbone-backend", "a"), ("x-hbone-backend", "a")])]
+    #[case::no_known_backend(&[("x-hbone-backends", "two words"), ("x-hbone-backends", "")])]
     #[case::repeated_unknown(&[("x-a", "1"), ("x-b", "2"), ("x-a", "0"), ("x-a", "1")])]
     fn what_can_not_be_read_stays_as_it_came(#[case] lines: &[(&str, &str)]) {
         let headers = headers(lines);
@@ -296,6 +350,8 @@ mod tests {
             ("traceparent", "x"),
             ("x-forwarded-network", "a"),
             ("x-forwarded-network", "b"),
+            ("x-hbone-backend", "two words"),
+            ("x-hbone-backends", ","),
         ]);
         let parent = Traceparent::new([1; 16], [2; 8], true).unwrap();
         let metadata = Metadata::from_headers(&unreadable)
@@ -303,10 +359,17 @@ mod tests {
             .with_forwarded(Forwarded::default().with_host("h").unwrap())
             .with_traceparent(parent)
             .with_forwarded_network("n")
-            .unwrap();
+            .unwrap()
+            .with_backend("b1".parse().unwrap())
+            .with_known_backends(["b2", "b3"].map(|token| token.parse().unwrap()));
         assert!(metadata.other().is_empty());
-        let expected =
-            headers(&[("forwarded", "host=h"), ("traceparent", &parent.to_string()), ("x-forwarded-network", "n")]);
+        let expected = headers(&[
+            ("forwarded", "host=h"),
+            ("traceparent", &parent.to_string()),
+            ("x-forwarded-network", "n"),
+            ("x-hbone-backend", "b1"),
+            ("x-hbone-backends", "b2, b3"),
+        ]);
         assert_eq!(written(&metadata), expected);
     }
 
@@ -332,8 +395,24 @@ mod tests {
     #[case(FORWARDED)]
     #[case(TRACEPARENT)]
     #[case(X_FORWARDED_NETWORK)]
+    #[case(X_HBONE_BACKEND)]
+    #[case(X_HBONE_BACKENDS)]
     fn typed_headers_have_no_second_way_in(#[case] name: HeaderName) {
         assert!(Metadata::default().with_header(name, HeaderValue::from_static("x")).is_err());
+    }
+
+    #[test]
+    fn known_backends_are_merged_and_the_first_128_are_sent() {
+        let read = headers(&[("x-hbone-backends", "a, no token"), ("x-hbone-backends", "b")]);
+        let tokens =
+            |metadata: &Metadata| metadata.known_backends().iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(tokens(&Metadata::from_headers(&read)), ["a", "b"]);
+        assert_eq!(written(&Metadata::from_headers(&read)), headers(&[("x-hbone-backends", "a, b")]));
+
+        let many = Metadata::default().with_known_backends((0..200).map(|n| n.to_string().parse().unwrap()));
+        assert_eq!(tokens(&many), (0..128).map(|n| n.to_string()).collect::<Vec<_>>());
+        assert_eq!(Metadata::from_headers(&written(&many)), many);
+        assert_eq!(many.with_known_backends([]), Metadata::default());
     }
 
     #[rstest]
@@ -372,7 +451,7 @@ mod tests {
         #[test]
         fn any_headers_are_read_and_what_is_written_is_read_back(
             lines in proptest::collection::vec(
-                ("baggage|forwarded|traceparent|x-forwarded-network|host|x-[a-c]", "[ -~]{0,30}|k8s[.]pod[.]name=[a-z]{0,3}|host=[a-z]"),
+                ("baggage|forwarded|traceparent|x-forwarded-network|x-hbone-backends?|host|x-[a-c]", "[ -~]{0,30}|[a-c, ]{0,9}|k8s[.]pod[.]name=[a-z]{0,3}|host=[a-z]"),
                 0..8,
             ),
         ) {

@@ -3,16 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::MeshWatch;
-use super::open::dial;
 use super::serve::{serve, unreachable};
 use super::splice::{Unfinished, splice};
-use super::telemetry::baggage;
 use crate::config::Config;
+use crate::connector::MeshWatch;
 use crate::drain::Watch;
 use crate::error::Result;
 use crate::identity::TrustDomains;
-use crate::io::{Dial, Stream};
+use crate::io::{Dial, Stream, dial};
 use crate::mesh::Workload;
 use crate::metadata::Metadata;
 use crate::policy::{ConnectionInfo, authorize};
@@ -81,7 +79,7 @@ impl Inner {
             }
         };
         let dialled = tokio::select! {
-            dialled = dial(&*self.dialer, destination, &self.config) => dialled,
+            dialled = dial(&*self.dialer, destination, self.config.dial_timeout) => dialled,
             () = incoming.cancelled() => {
                 tracing::debug!(%peer, %target, "given up by the client");
                 return;
@@ -94,7 +92,7 @@ impl Inner {
                 return incoming.reject(&unreachable(&error, "application"));
             }
         };
-        let answer = Metadata::default().with_baggage(baggage(&workload));
+        let answer = Metadata::default().with_baggage(workload.baggage());
         let ended = match incoming.accept(&answer) {
             Ok(tunnel) => splice(tunnel, application).await,
             Err(error) => Err(error),

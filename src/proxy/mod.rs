@@ -13,18 +13,13 @@ pub mod tcp;
 
 mod gateway;
 mod inbound;
-mod open;
 mod outbound;
 mod serve;
 mod splice;
-mod telemetry;
 #[cfg(test)]
 mod tests;
+mod token;
 
 pub use gateway::Gateway;
 pub use inbound::Inbound;
-pub use open::{Opened, Opener};
-pub use outbound::{Connected, Outbound};
-
-/// The mesh as a role sees it: the newest snapshot. When the sender is gone the last one stays.
-pub type MeshWatch = tokio::sync::watch::Receiver<crate::mesh::Snapshot>;
+pub use outbound::Outbound;

@@ -5,7 +5,6 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::balance::{Balance, Candidate, InFlight, Pick};
 use crate::identity::AcceptedIdentities;
 use crate::mesh::{
     GatewayAddress, GatewayDestination, HBONE_PORT, HealthPolicy, LoadBalancing, LoadBalancingMode, LoadBalancingScope,
@@ -89,7 +88,7 @@ pub(super) fn address(workload: &Workload, like: Option<IpAddr>) -> Result<IpAdd
 /// Something to choose, in its tier: 0 is the best.
 pub(super) struct Ranked<T> {
     pub(super) item: T,
-    rank: u32,
+    pub(super) rank: u32,
 }
 
 /// All in one tier.
@@ -97,35 +96,41 @@ pub(super) fn unranked<T>(items: Vec<T>) -> Vec<Ranked<T>> {
     items.into_iter().map(|item| Ranked { item, rank: 0 }).collect()
 }
 
-/// Keeps the endpoints that the preferences of the service leave. Of several tiers these are the best one's, unless
-/// `all_ranks` are wanted.
-pub(super) fn prefer<T>(
+/// Takes out the endpoints that a STRICT service excludes: they are no alternative to any other.
+pub(super) fn exclude<T>(
     rule: &LoadBalancing,
     source: &Workload,
     mut candidates: Vec<T>,
     workload: impl Fn(&T) -> &Workload,
-    all_ranks: bool,
     reasons: &mut Reasons,
-) -> Vec<Ranked<T>> {
-    let preferences = &rule.preferences;
-    let has = |scope: &LoadBalancingScope, c: &T| shares(*scope, source, workload(c));
-    match rule.mode {
-        LoadBalancingMode::Standard | LoadBalancingMode::Passthrough => unranked(candidates),
-        LoadBalancingMode::Strict => {
-            let before = candidates.len();
-            candidates.retain(|c| preferences.iter().all(|scope| has(scope, c)));
-            (candidates.len()..before).for_each(|_| reasons.add(Unusable::NotPreferred));
-            unranked(candidates)
-        }
-        LoadBalancingMode::Failover => {
-            let met: Vec<usize> =
-                candidates.iter().map(|c| preferences_met(preferences, |scope| has(scope, c))).collect();
-            let most = met.iter().copied().max().unwrap_or(0);
-            let rank = |met: usize| u32::try_from(most - met).unwrap_or(u32::MAX);
-            let ranked = candidates.into_iter().zip(met).map(|(item, met)| Ranked { item, rank: rank(met) });
-            ranked.filter(|c| all_ranks || c.rank == 0).collect()
-        }
+) -> Vec<T> {
+    if rule.mode == LoadBalancingMode::Strict {
+        let before = candidates.len();
+        candidates.retain(|c| rule.preferences.iter().all(|scope| shares(*scope, source, workload(c))));
+        (candidates.len()..before).for_each(|_| reasons.add(Unusable::NotPreferred));
     }
+    candidates
+}
+
+/// Puts the endpoints into tiers by the preferences of a service that fails over. Of several tiers these are the best one's,
+/// unless `all_ranks` are wanted.
+pub(super) fn prefer<T>(
+    rule: &LoadBalancing,
+    source: &Workload,
+    candidates: Vec<T>,
+    workload: impl Fn(&T) -> &Workload,
+    all_ranks: bool,
+) -> Vec<Ranked<T>> {
+    if rule.mode != LoadBalancingMode::Failover {
+        return unranked(candidates);
+    }
+    let has = |scope: &LoadBalancingScope, c: &T| shares(*scope, source, workload(c));
+    let met: Vec<usize> =
+        candidates.iter().map(|c| preferences_met(&rule.preferences, |scope| has(scope, c))).collect();
+    let most = met.iter().copied().max().unwrap_or(0);
+    let rank = |met: usize| u32::try_from(most - met).unwrap_or(u32::MAX);
+    let ranked = candidates.into_iter().zip(met).map(|(item, met)| Ranked { item, rank: rank(met) });
+    ranked.filter(|c| all_ranks || c.rank == 0).collect()
 }
 
 /// How many preferences hold before the first that does not. As in ztunnel, a leading NETWORK outranks all that
@@ -151,20 +156,6 @@ fn shares(scope: LoadBalancingScope, a: &Workload, b: &Workload) -> bool {
         LoadBalancingScope::Cluster => a.cluster == b.cluster,
         LoadBalancingScope::Network => a.network == b.network,
     }
-}
-
-/// Chooses one of the candidates by capacity. The token is that of the work that it is chosen for.
-pub(super) fn pick<T>(
-    candidates: Vec<Ranked<T>>,
-    workload: impl Fn(&T) -> &Workload,
-    balance: &dyn Balance,
-) -> Option<(T, InFlight)> {
-    let list: Vec<_> = candidates
-        .iter()
-        .map(|c| Candidate::new(workload(&c.item), workload(&c.item).capacity).with_rank(c.rank))
-        .collect();
-    let Pick { index, in_flight, .. } = balance.pick(&list)?;
-    Some((candidates.into_iter().nth(index)?.item, in_flight))
 }
 
 /// A gateway: where to dial, whom to accept there.

@@ -3,8 +3,13 @@
 //! [`outbound`] decides for the client's side, [`inbound`] for the workload where a tunnel ends, [`gateway`] for an
 //! east-west gateway in between. All three decide as ztunnel and Istio's gateway do, except that what would be
 //! plaintext, or would skip a waypoint, is refused.
+//!
+//! Where several endpoints would do, a [`Choice`] decides. When a way turns out not to work, [`Route::blame`] says whom that
+//! speaks against, and [`is_retryable`] whether another way may work.
 
+mod blame;
 mod candidates;
+mod choice;
 mod outbound;
 mod receive;
 #[cfg(test)]
@@ -13,6 +18,8 @@ mod tests;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+pub use self::blame::is_retryable;
+pub use self::choice::Choice;
 pub use self::outbound::outbound;
 pub use self::receive::{gateway, inbound};
 use crate::authority::Authority;
@@ -38,6 +45,9 @@ pub struct Route {
     pub service: Option<Arc<Service>>,
     /// The gateway of the other network, where there is one on the way.
     pub gateway: Option<Arc<Workload>>,
+    /// How many other ways have not [failed this caller](Choice::with_tried), ejected ones included: endpoints in the own
+    /// network, and gateways of others.
+    pub others: usize,
     /// Counts the connection at the endpoint and the gateway that were chosen, until it is dropped together with all of its
     /// clones.
     pub in_flight: InFlight,
@@ -52,6 +62,8 @@ pub struct Backend {
     pub address: SocketAddr,
     /// The endpoint.
     pub workload: Arc<Workload>,
+    /// How many other endpoints have not [failed this caller](Choice::with_tried), ejected ones included.
+    pub others: usize,
     /// Counts the tunnel at the endpoint, until it is dropped together with all of its clones.
     pub in_flight: InFlight,
 }

@@ -6,11 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::candidates::{
-    Gateway, Reasons, Unusable, accepted, address, check, gateways, hbone_address, pick, prefer, unranked,
+    Gateway, Reasons, Unusable, accepted, address, check, exclude, gateways, hbone_address, prefer, unranked,
 };
-use super::{Route, is_illegal};
+use super::{Choice, Route, is_illegal};
 use crate::authority::{Authority, HostPort};
-use crate::balance::{Balance, InFlight};
+use crate::balance::InFlight;
 use crate::error::{Error, ErrorKind, Layer, Side};
 use crate::identity::AcceptedIdentities;
 use crate::mesh::{Endpoint, LoadBalancingMode, Network, Protocol, Service, Snapshot, Workload};
@@ -25,8 +25,11 @@ use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 /// Of a service, the endpoints to choose from are those that are healthy (unless its health policy is
 /// [`AllowAll`](crate::mesh::HealthPolicy::AllowAll)), have capacity, speak HBONE, have a target port for the port
 /// asked for, and can be reached: in the source's network by an address; in another by a gateway, if the service has
-/// subject alternative names, since only these say who may answer there. Its load balancing mode thins them out, then
-/// `balance` chooses. A balancer that [heeds ranks](Balance::heeds_rank) is given all tiers of a service that fails over.
+/// subject alternative names, since only these say who may answer there. A STRICT service excludes those that don't meet all
+/// of its preferences; `choice` leaves out what has failed of late; a service that fails over thins out the rest, so that a
+/// tier, or a network, in which all have failed gives way to the next; then the balancer chooses. One that
+/// [heeds ranks](crate::balance::Balance::heeds_rank) is given all tiers of a service that fails over. Where there is only
+/// one way, as to a workload by its own address, that one is taken.
 ///
 /// In the source's own network the path has one hop, to the workload's address, which may be shared, and the
 /// authority is the workload's address with the target port. To another network it has two: to the gateway, and
@@ -38,8 +41,8 @@ use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 /// [`ErrorKind::NoRoute`], with target, source and reason, when nothing of this kind is known or usable. Also where a
 /// waypoint would have to be passed, since waypoints are not supported and leaving one out would skip its policy; for a
 /// workload outside of the mesh, since that would be plaintext; and for ports of the mesh's own proxies.
-pub fn outbound(mesh: &Snapshot, source: &Workload, target: &Authority, balance: &dyn Balance) -> Result<Route, Error> {
-    let query = Query { mesh, source, target, balance };
+pub fn outbound(mesh: &Snapshot, source: &Workload, target: &Authority, choice: &Choice<'_>) -> Result<Route, Error> {
+    let query = Query { mesh, source, target, choice };
     match target {
         Authority::Ip(addr) => query.by_address(*addr),
         Authority::Name(name) => query.by_name(name),
@@ -50,7 +53,7 @@ struct Query<'a> {
     mesh: &'a Snapshot,
     source: &'a Workload,
     target: &'a Authority,
-    balance: &'a dyn Balance,
+    choice: &'a Choice<'a>,
 }
 
 /// A usable endpoint, and the way to it.
@@ -147,24 +150,38 @@ impl Query<'_> {
             let there = capacities.entry(workload.network.clone()).or_default();
             *there = there.saturating_add(workload.capacity);
         }
-        let all_ranks = self.balance.heeds_rank();
-        let best = prefer(&service.load_balancing, self.source, reached, |r| &r.workload, all_ranks, &mut reasons);
-        let Some((Reached { workload, way }, in_flight)) = pick(best, |r| &r.workload, self.balance) else {
+        let rule = &service.load_balancing;
+        let allowed = exclude(rule, self.source, reached, |r| &r.workload, &mut reasons);
+        let record = |r: &Reached| match &r.way {
+            Way::Near { .. } => self.choice.endpoint(&r.workload),
+            Way::Far { gateways } => self.choice.ways(gateways, service),
+        };
+        let untried = |r: &Reached| match &r.way {
+            Way::Near { .. } => usize::from(!self.choice.endpoint(&r.workload).is_tried()),
+            Way::Far { gateways } => gateways.iter().filter(|g| !self.choice.way(g, service).is_tried()).count(),
+        };
+        let untried: usize = allowed.iter().map(untried).sum();
+        let left = self.choice.narrow(allowed, record, |r| &r.workload);
+        let best = prefer(rule, self.source, left, |r| &r.workload, self.choice.heeds_rank());
+        let Some((Reached { workload, way }, in_flight)) = self.choice.pick(best, |r| &r.workload) else {
             return Err(self.no_route(format_args!("no endpoint of service {service} can be used: {reasons}")));
         };
         match way {
             Way::Near { ip, target_port } => {
                 let accept = accepted(&workload, service);
                 let route = near(workload, ip, target_port, accept, Some(service.clone()));
-                Ok(Route { in_flight, ..route })
+                let others = untried - usize::from(!self.choice.endpoint(&route.picked).is_tried());
+                Ok(Route { in_flight, others, ..route })
             }
             Way::Far { gateways } => {
-                let Some((gateway, at_gateway)) = pick(unranked(gateways), |g| &g.workload, self.balance) else {
+                let left = self.choice.narrow(gateways, |g| self.choice.way(g, service), |g| &g.workload);
+                let Some((gateway, at_gateway)) = self.choice.pick(unranked(left), |g| &g.workload) else {
                     return Err(self.no_route(format_args!("no gateway of network {} was chosen", workload.network)));
                 };
                 let capacity = capacities.get(&workload.network).copied().unwrap_or(1);
+                let others = untried - usize::from(!self.choice.way(&gateway, service).is_tried());
                 let route = self.far(workload, gateway, service, port, capacity)?;
-                Ok(Route { in_flight: in_flight.and(at_gateway), ..route })
+                Ok(Route { in_flight: in_flight.and(at_gateway), others, ..route })
             }
         }
     }
@@ -215,6 +232,7 @@ impl Query<'_> {
             picked,
             service: Some(service.clone()),
             gateway: Some(gateway.workload),
+            others: 0,
             in_flight: InFlight::none(),
         })
     }
@@ -245,6 +263,7 @@ fn near(
         picked,
         service,
         gateway: None,
+        others: 0,
         in_flight: InFlight::none(),
     }
 }

@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::candidates::{Reasons, Unusable, address, check, hbone_address, pick, unranked};
-use super::{Backend, is_illegal};
+use super::candidates::{Reasons, Unusable, address, check, hbone_address, unranked};
+use super::{Backend, Choice, is_illegal};
 use crate::authority::Authority;
-use crate::balance::Balance;
 use crate::mesh::{Endpoint, Network, ServiceScope, Snapshot, Workload};
 use crate::refusal::{Refusal, RefusalReason};
 
@@ -62,7 +61,8 @@ pub fn inbound(mesh: &Snapshot, workload: &Workload, authority: &Authority) -> R
 /// would reach the wrong service where networks use the same addresses. The endpoints to choose from are those in
 /// `network` that are healthy (unless the service's health policy is
 /// [`AllowAll`](crate::mesh::HealthPolicy::AllowAll)), have capacity, an address and a target port, and speak HBONE.
-/// Locality does not matter here: the client has seen to it.
+/// Locality does not matter here: the client has seen to it. `choice` leaves out what has failed of late or is to be passed
+/// over, and chooses one of the rest.
 ///
 /// # Errors
 ///
@@ -75,7 +75,7 @@ pub fn gateway(
     mesh: &Snapshot,
     network: &Network,
     authority: &Authority,
-    balance: &dyn Balance,
+    choice: &Choice<'_>,
 ) -> Result<Backend, Refusal> {
     let Authority::Name(name) = authority else {
         let why = format!("the gateway of network {network} serves hostnames, and {authority} is an address");
@@ -118,8 +118,13 @@ pub fn gateway(
             Err(reason) => reasons.add(reason),
         }
     }
-    match pick(unranked(candidates), |(_, workload)| workload, balance) {
-        Some(((address, workload), in_flight)) => Ok(Backend { address, workload, in_flight }),
+    let untried = candidates.iter().filter(|(_, workload)| !choice.endpoint(workload).is_tried()).count();
+    let left = choice.narrow(candidates, |(_, workload)| choice.endpoint(workload), |(_, workload)| workload);
+    match choice.pick(unranked(left), |(_, workload)| workload) {
+        Some(((address, workload), in_flight)) => {
+            let others = untried - usize::from(!choice.endpoint(&workload).is_tried());
+            Ok(Backend { address, workload, others, in_flight })
+        }
         None => {
             let why = format!("no endpoint of service {service} in network {network} can be used: {reasons}");
             Err(refuse(RefusalReason::DestinationUnavailable, why))

@@ -3,6 +3,8 @@
 #![cfg(feature = "mesh-file")]
 
 mod balance;
+mod blame;
+mod choice;
 
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;
@@ -11,7 +13,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use rstest::rstest;
 
-use super::{Backend, Route, gateway, inbound, outbound};
+use super::{Backend, Choice, Route, gateway, inbound, outbound};
 use crate::authority::Authority;
 use crate::balance::WeightedRandom;
 use crate::error::{Error, ErrorKind, Layer};
@@ -54,7 +56,7 @@ fn client(mesh: &Snapshot) -> Arc<Workload> {
 }
 
 fn route(mesh: &Snapshot, target: &str) -> Result<Route, Error> {
-    outbound(mesh, &client(mesh), &target.parse().unwrap(), &WeightedRandom::with_seed(1))
+    outbound(mesh, &client(mesh), &target.parse().unwrap(), &Choice::new(&WeightedRandom::with_seed(1)))
 }
 
 fn no_route(mesh: &Snapshot, target: &str) -> String {
@@ -72,7 +74,7 @@ fn shares(mesh: &Snapshot, target: &str) -> BTreeMap<String, usize> {
     let balance = WeightedRandom::with_seed(1);
     let mut counts = BTreeMap::new();
     for _ in 0..1000 {
-        let route = outbound(mesh, &client(mesh), &target.parse().unwrap(), &balance).unwrap();
+        let route = outbound(mesh, &client(mesh), &target.parse().unwrap(), &Choice::new(&balance)).unwrap();
         *counts.entry(route.picked.uid.to_string()).or_default() += 1;
     }
     counts
@@ -89,7 +91,7 @@ fn uids(mesh: &Snapshot, target: &str) -> Vec<String> {
 fn to_another_network_the_path_is_nested_and_both_authorities_are_the_service(#[case] target: &str) {
     let mesh = fixture("mesh-east.yaml");
     let source = mesh.workload_named("default", "client").unwrap();
-    let route = outbound(&mesh, source, &target.parse().unwrap(), &WeightedRandom::new()).unwrap();
+    let route = outbound(&mesh, source, &target.parse().unwrap(), &Choice::new(&WeightedRandom::new())).unwrap();
     let service: Authority = "global.default.svc.cluster.local:80".parse().unwrap();
 
     let outer = route.path.first();
@@ -257,7 +259,7 @@ services:
     let balance = WeightedRandom::with_seed(1);
     let mut seen = BTreeMap::new();
     for _ in 0..50 {
-        let route = outbound(&mesh, &client(&mesh), &"cart.shop:80".parse().unwrap(), &balance).unwrap();
+        let route = outbound(&mesh, &client(&mesh), &"cart.shop:80".parse().unwrap(), &Choice::new(&balance)).unwrap();
         let hop = route.path.first();
         assert_eq!(hop.accept.to_string(), "spiffe://cluster.local/ns/gw/sa/default, spiffe://td/ns/gw/sa/ew");
         seen.insert(hop.address.to_string(), route.gateway.unwrap().uid.to_string());
@@ -382,7 +384,7 @@ fn inbound_refuses_a_service_of_others_and_a_mapped_proxy_port() {
 
 fn through_gateway(mesh: &Snapshot, network: &str, authority: &str, seed: u64) -> Result<Backend, Refusal> {
     let balance = WeightedRandom::with_seed(seed);
-    gateway(mesh, &Network::new(network), &authority.parse().unwrap(), &balance)
+    gateway(mesh, &Network::new(network), &authority.parse().unwrap(), &Choice::new(&balance))
 }
 
 #[test]

@@ -15,20 +15,20 @@ use tower_service::Service;
 
 use super::Peer;
 use crate::authority::{Authority, AuthorityError};
+use crate::connector::{Connected, Connector};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
-use crate::proxy::{Connected, Outbound};
 use crate::tunnel::TunnelStream;
 
 /// Dials what a URI names: its host is the service or workload, its port that of the CONNECT. Without a port, `http` means 80
 /// and `https` 443; no other difference is made between them, since the TLS of HBONE is underneath either. Path, query and user
 /// are not looked at.
 ///
-/// Always ready. The future must be polled on a tokio runtime; it is as cancel safe as [`Outbound::connect`].
+/// Always ready. The future must be polled on a tokio runtime; it is as cancel safe as [`Connector::connect`].
 ///
 /// # Errors
 ///
-/// [`ErrorKind::InvalidInput`] for a URI without a usable host or port; else those of [`Outbound::connect`].
-impl Service<Uri> for Outbound {
+/// [`ErrorKind::InvalidInput`] for a URI without a usable host or port; else those of [`Connector::connect`].
+impl Service<Uri> for Connector {
     type Response = ConnectorStream;
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<ConnectorStream>> + Send>>;

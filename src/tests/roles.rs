@@ -3,6 +3,7 @@
 mod drain;
 #[cfg(feature = "tower")]
 mod http_stacks;
+mod pods;
 mod socks5;
 mod world;
 
@@ -15,10 +16,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::time::{Instant, timeout};
 
 use super::harness::{client_id, server_id, trusted};
+use crate::connector::Connected;
 use crate::io::RelayStats;
 use crate::mesh::Snapshot;
 use crate::metadata::{Metadata, WorkloadType};
-use crate::proxy::{Connected, Outbound};
+use crate::proxy::Outbound;
 use crate::{Authority, DirectHop, Error, ErrorKind, Layer, Path, RefusalReason, Reuse, client, nested};
 use world::{Apps, FAR, FarEnd, GATEWAY, NEAR, POD, Role, World, address, exchange, gateway_id, pipe, refused};
 
@@ -152,12 +154,14 @@ async fn the_pod_sees_the_client_and_hears_more_than_the_gateway() {
     for metadata in [&outer, &inner] {
         let baggage = metadata.baggage().unwrap();
         assert_eq!((baggage.cluster(), baggage.workload_name()), (Some("east"), Some("client")));
-        let forwarded = metadata.forwarded().unwrap();
-        assert_eq!(forwarded.host(), Some("global.default.svc.cluster.local"));
-        assert_eq!(forwarded.for_addr().map(|addr| addr.to_string()).as_deref(), Some("10.1.0.1:5000"));
         assert!(metadata.other().is_empty(), "{:?}", metadata.other());
     }
-    assert_eq!(outer.traceparent().unwrap(), inner.traceparent().unwrap());
+    let forwarded = inner.forwarded().unwrap();
+    assert_eq!(forwarded.host(), Some("global.default.svc.cluster.local"));
+    assert_eq!(forwarded.for_addr().map(|addr| addr.to_string()).as_deref(), Some("10.1.0.1:5000"));
+    // The outer tunnel is there for many connections.
+    assert_eq!((outer.forwarded(), outer.traceparent()), (None, None));
+    assert!(inner.traceparent().is_some());
 }
 
 #[tokio::test]
@@ -285,8 +289,8 @@ fn direct(to: &str, identity: crate::SpiffeId) -> Path {
 async fn the_gateway_serves_no_addresses(#[case] authority: &str) {
     let world = World::new();
     let _roles = world.far();
-    let (path, none) = (direct(GATEWAY, gateway_id()), Metadata::default());
-    let error = world.opener().open(&path, &authority.parse().unwrap(), &none, &none).await.unwrap_err();
+    let path = direct(GATEWAY, gateway_id());
+    let error = world.open(&path, authority).await.unwrap_err();
     assert_refused(&error, 0, RefusalReason::DestinationProhibited, 400, "is an address");
 }
 
@@ -311,8 +315,8 @@ async fn a_pod_serves_nothing_but_itself(
 ) {
     let world = World::new();
     let (mut pod, apps) = world.inbound(&world.east, "near");
-    let (path, none) = (direct(POD, server_id()), Metadata::default());
-    let error = world.opener().open(&path, &authority.parse().unwrap(), &none, &none).await.unwrap_err();
+    let path = direct(POD, server_id());
+    let error = world.open(&path, authority).await.unwrap_err();
     assert_refused(&error, 0, reason, status, details);
     pod.ended.recv().await.unwrap().unwrap();
     assert!(apps.is_untouched());
@@ -342,10 +346,9 @@ async fn a_workload_that_left_the_mesh_is_served_no_more() {
         Snapshot::parse("east", &lines.collect::<Vec<_>>().join("\n")).unwrap()
     };
     // The client still has the old route.
-    let (path, none) = (direct(POD, server_id()), Metadata::default());
+    let path = direct(POD, server_id());
     world.east.mesh.send_replace(without("near"));
-    let opener = world.opener();
-    let error = opener.open(&path, &"10.1.0.2:8080".parse().unwrap(), &none, &none).await.unwrap_err();
+    let error = world.open(&path, "10.1.0.2:8080").await.unwrap_err();
     assert_refused(&error, 0, RefusalReason::DestinationNotFound, 503, "default/near is not in the mesh");
     drop(near);
 
@@ -426,10 +429,11 @@ async fn a_client_that_gives_up_ends_the_gateways_dial() {
 
 /// A proxy that stops when the last connection has ended would take with it what its tunnel had not sent yet.
 #[tokio::test(start_paused = true)]
-async fn a_connection_has_ended_only_when_everything_is_sent() {
+async fn a_pool_is_closed_only_when_everything_is_sent() {
     let world = World::new();
+    let pool = world.pool();
     let mut listener = world.east.network.listen(address(POD));
-    let (mut client, served) = serve(&world.outbound(), NEAR);
+    let (mut client, served) = serve(&world.outbound_over(&pool), NEAR);
     let acceptor = crate::tls::Acceptor::new(Arc::new(world.ca.issue(&server_id())), trusted(), world.config.clone());
     let stream = acceptor.accept(listener.accept().await.unwrap()).await.unwrap();
     let mut server = crate::server::handshake(stream).await.unwrap();
@@ -443,15 +447,17 @@ async fn a_connection_has_ended_only_when_everything_is_sent() {
     let data = vec![7; 300_000];
     client.io.write_all(&data).await.unwrap();
     client.io.shutdown().await.unwrap();
+    assert_eq!(served.await.unwrap().unwrap().b_to_a, 300_000);
+    let closing = tokio::spawn(async move { pool.close(Duration::from_secs(60)).await });
     quiet().await;
-    assert!(!served.is_finished());
+    assert!(!closing.is_finished());
     let server = tokio::spawn(async move { server.accept().await.is_none() });
     let mut got = Vec::new();
     tunnel.read_to_end(&mut got).await.unwrap();
     assert!(got == data, "{} bytes", got.len());
     drop(tunnel);
-    assert_eq!(served.await.unwrap().unwrap().b_to_a, 300_000);
     assert!(server.await.unwrap(), "it ended in order");
+    assert_eq!(closing.await.unwrap().cut, 0);
 }
 
 #[rstest]

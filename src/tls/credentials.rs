@@ -47,7 +47,7 @@ pub struct Credentials {
 
 impl Credentials {
     /// Whether the other is a clone of this one.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.key, &other.key)
     }
 

@@ -1,5 +1,7 @@
 //! How many tunnels a connection carries, and may carry.
 
+use std::any::Any;
+use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,8 +21,11 @@ pub(crate) struct Slots {
 }
 
 /// The right to have one stream open. Freed when dropped.
-#[derive(Debug)]
-pub(crate) struct Slot(Arc<Slots>);
+pub(crate) struct Slot {
+    slots: Arc<Slots>,
+    /// Dropped once the slot is free, so that whoever is told by it finds the slot.
+    held: Option<Box<dyn Any + Send + Sync>>,
+}
 
 /// The connection takes no more tunnels.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,7 +65,7 @@ impl Slots {
         self.used
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| (used < limit).then_some(used + 1))
             .ok()
-            .map(|_| Slot(self.clone()))
+            .map(|_| Slot { slots: self.clone(), held: None })
     }
 
     /// How many tunnels may be open now.
@@ -91,10 +96,23 @@ impl Slots {
     }
 }
 
+impl Slot {
+    /// Keeps `held` until the slot is free again.
+    pub(crate) fn hold(&mut self, held: impl Any + Send + Sync) {
+        self.held = Some(Box::new(held));
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.used.fetch_sub(1, Ordering::AcqRel);
-        self.0.changed.notify_one();
+        self.slots.used.fetch_sub(1, Ordering::AcqRel);
+        self.slots.changed.notify_one();
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").field("slots", &self.slots).field("held", &self.held.is_some()).finish()
     }
 }
 

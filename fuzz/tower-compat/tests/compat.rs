@@ -15,8 +15,9 @@ use axum::routing::get;
 use axum::{Extension, Json, Router};
 use hbone::balance::LeastRequests;
 use hbone::drain::{self, Drain};
+use hbone::connector::{Connector, ConnectorConfig};
 use hbone::mesh::Snapshot;
-use hbone::proxy::{Opener, Outbound};
+use hbone::pool::{Pool, PoolConfig};
 use hbone::service::{self, Listener, Peer};
 use hbone::testing::{Ca, Network, NetworkListener};
 use hbone::tls::Acceptor;
@@ -56,14 +57,15 @@ fn id(service_account: &str) -> SpiffeId {
 }
 
 /// The listener of the workload `cart`, and the way out of the workload `web`.
-fn mesh() -> (Listener<NetworkListener>, Outbound) {
+fn mesh() -> (Listener<NetworkListener>, Connector) {
     let (ca, config, network) = (Ca::new(), Arc::new(Config::new()), Network::new());
     let trusted = TrustDomains::new("cluster.local".parse().unwrap());
     let acceptor = Acceptor::new(Arc::new(ca.issue(&id("cart"))), trusted, config.clone());
     let listener = Listener::new(network.listen("10.0.0.2:15008".parse().unwrap()), acceptor, config.clone());
     let (_, mesh) = tokio::sync::watch::channel(Snapshot::parse("mesh", MESH).unwrap());
-    let opener = Opener::new(Arc::new(network), Arc::new(ca.issue(&id("web"))), config);
-    (listener, Outbound::new(mesh, "shop", "web", opener, Arc::new(LeastRequests::new())))
+    let pool = Pool::new(Arc::new(network), config, PoolConfig::new());
+    let (own, balance) = (Arc::new(ca.issue(&id("web"))), Arc::new(LeastRequests::new()));
+    (listener, Connector::new(mesh, "shop", "web", &pool, own, balance, ConnectorConfig::new()).unwrap())
 }
 
 /// Says how the peer is called.
@@ -134,8 +136,8 @@ impl AsyncWrite for Tunnel {
     }
 }
 
-async fn calls(outbound: Outbound) -> HealthClient<Channel> {
-    let channel = Endpoint::from_static(URI).connect_with_connector(outbound).await.unwrap();
+async fn calls(connector: Connector) -> HealthClient<Channel> {
+    let channel = Endpoint::from_static(URI).connect_with_connector(connector).await.unwrap();
     let mut client = HealthClient::new(channel);
     for _ in 0..10 {
         let response = client.check(HealthCheckRequest::default()).await.unwrap();
@@ -155,23 +157,23 @@ async fn drained(drain: Drain, serving: impl Future<Output = ()>) {
 
 #[tokio::test]
 async fn a_tonic_service_is_served_in_tunnels() {
-    let (listener, outbound) = mesh();
+    let (listener, connector) = mesh();
     let (drain, watch) = drain::channel();
     let serving = tokio::spawn(service::serve(listener, Routes::new(HealthServer::new(Greeter)), watch));
-    let mut client = calls(outbound).await;
+    let mut client = calls(connector).await;
     drained(drain, async { serving.await.unwrap() }).await;
     client.check(HealthCheckRequest::default()).await.unwrap_err();
 }
 
 #[tokio::test]
 async fn tonics_own_server_takes_tunnels() {
-    let (listener, outbound) = mesh();
+    let (listener, connector) = mesh();
     let (drain, watch) = drain::channel();
     let tunnels = listener.with_drain(watch).map(|(tunnel, peer)| Ok::<_, Infallible>(Tunnel(tunnel, peer)));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = Server::builder().add_service(HealthServer::new(Greeter));
     let serving = tokio::spawn(server.serve_with_incoming_shutdown(tunnels, async move { drop(stopped.await) }));
-    let mut client = calls(outbound).await;
+    let mut client = calls(connector).await;
     stop.send(()).unwrap();
     drained(drain, async { serving.await.unwrap().unwrap() }).await;
     client.check(HealthCheckRequest::default()).await.unwrap_err();
@@ -185,12 +187,12 @@ async fn an_axum_router_with_layers_is_served_in_tunnels() {
         }
         axum::response::IntoResponse::into_response(StatusCode::FORBIDDEN)
     }
-    let (listener, outbound) = mesh();
+    let (listener, connector) = mesh();
     let (drain, watch) = drain::channel();
     let who = async |Extension(peer): Extension<Peer>| Json(vec![peer.identity().to_string()]);
     let app = Router::new().route("/", get(who)).layer(from_fn(only_web));
     let serving = tokio::spawn(service::serve(listener, app, watch));
-    let client: Client<_, Empty<_>> = Client::builder(TokioExecutor::new()).build::<_, Empty<&[u8]>>(outbound);
+    let client: Client<_, Empty<_>> = Client::builder(TokioExecutor::new()).build::<_, Empty<&[u8]>>(connector);
     for (path, status, body) in [
         ("/", StatusCode::OK, r#"["spiffe://cluster.local/ns/shop/sa/web"]"#),
         ("/forbidden", StatusCode::FORBIDDEN, ""),

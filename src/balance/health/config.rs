@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::Admitted;
+
 /// The settings of [`Outliers`](super::Outliers). Names and defaults are those of Envoy's
 /// `envoy.config.cluster.v3.OutlierDetection` where it has the setting; of its ways to detect an outlier only consecutive
 /// failures are here, with locally originated ones counted as any other (its `consecutive_5xx` without
@@ -83,6 +87,23 @@ impl OutlierConfig {
     pub fn with_retention(mut self, retention: Duration) -> Self {
         self.retention = retention;
         self
+    }
+
+    /// Which of several endpoints may be used, given since when each has been ejected: what
+    /// [`Outliers::admit`](super::Outliers::admit) decides for its keys, for endpoints that depend on several keys.
+    pub fn admit(&self, ejected_since: &[Option<Instant>]) -> Admitted {
+        let of = ejected_since.len();
+        let mut ejected: Vec<(Instant, usize)> =
+            ejected_since.iter().enumerate().filter_map(|(index, since)| Some(((*since)?, index))).collect();
+        ejected.sort_unstable();
+        let left_out = ejected.len().min(self.max_ejected(of));
+        if left_out == of {
+            return Admitted { indices: (0..of).collect(), overflow: 0, panic: of > 0 };
+        }
+        let mut admitted = vec![true; of];
+        ejected[..left_out].iter().for_each(|(_, index)| admitted[*index] = false);
+        let indices = (0..of).filter(|index| admitted[*index]).collect();
+        Admitted { indices, overflow: ejected.len() - left_out, panic: false }
     }
 
     /// How long the `nth` ejection in a row lasts.

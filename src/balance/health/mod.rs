@@ -74,6 +74,14 @@ pub enum HealthKey {
     },
 }
 
+impl HealthKey {
+    /// The two keys of the way to a service through a gateway, given by the uid of its workload.
+    pub(crate) fn through(gateway: &Arc<str>, service: &NamespacedHostname) -> [Self; 2] {
+        let pair = Self::GatewayService { gateway: gateway.clone(), service: service.clone() };
+        [Self::Gateway(gateway.clone()), pair]
+    }
+}
+
 /// What is known of one endpoint at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -155,24 +163,20 @@ impl<K: Clone + Eq + Hash> Outliers<K> {
     /// are left out: those that were ejected first. The others are used all the same, as in Envoy, which does not eject them
     /// in the first place. When nobody would be left, all are used (Envoy's panic mode with a threshold of 0 %).
     pub fn admit(&self, keys: &[K], now: Instant) -> Admitted {
+        let ejected: Vec<_> = keys.iter().map(|key| self.ejected_since(key, now)).collect();
+        self.config.admit(&ejected)
+    }
+
+    /// Since when the endpoint is to be left out. `None` when it is in service or half-open.
+    pub fn ejected_since(&self, key: &K, now: Instant) -> Option<Instant> {
         let now = self.at(now);
-        let mut ejected: Vec<(Instant, usize)> = Vec::new();
-        for (index, key) in keys.iter().enumerate() {
-            if let Some(entry) = self.get(key, now)
-                && entry.standing(&self.config, now) == Standing::Ejected
-            {
-                ejected.push((entry.changed().unwrap_or(now), index));
-            }
-        }
-        ejected.sort_unstable();
-        let left_out = ejected.len().min(self.config.max_ejected(keys.len()));
-        if left_out == keys.len() {
-            return Admitted { indices: (0..keys.len()).collect(), overflow: 0, panic: !keys.is_empty() };
-        }
-        let mut admitted = vec![true; keys.len()];
-        ejected[..left_out].iter().for_each(|(_, index)| admitted[*index] = false);
-        let indices = admitted.iter().enumerate().filter_map(|(index, admitted)| admitted.then_some(index)).collect();
-        Admitted { indices, overflow: ejected.len() - left_out, panic: false }
+        let entry = self.get(key, now)?;
+        (entry.standing(&self.config, now) == Standing::Ejected).then(|| entry.changed().unwrap_or(now))
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &OutlierConfig {
+        &self.config
     }
 
     /// How the endpoint stands.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use rstest::rstest;
 
-use super::super::{gateway, outbound};
+use super::super::{Choice, gateway, outbound};
 use super::{SANS, ZONES, client, mesh, near};
 use crate::balance::{Balance, Candidate, InFlight, LocalityTiers, Pick, WeightedRandom};
 use crate::mesh::Network;
@@ -41,7 +41,7 @@ fn a_route_is_in_flight_at_endpoint_and_gateway_until_all_of_its_clones_are_gone
     #[case] expected: &[&str],
 ) {
     let (mesh, balance) = (mesh(SANS, &[endpoint]), Recording::default());
-    let route = outbound(&mesh, &client(&mesh), &"cart.shop:80".parse().unwrap(), &balance).unwrap();
+    let route = outbound(&mesh, &client(&mesh), &"cart.shop:80".parse().unwrap(), &Choice::new(&balance)).unwrap();
     let clone = route.clone();
     drop(route);
     assert_eq!(balance.live(), expected);
@@ -52,7 +52,8 @@ fn a_route_is_in_flight_at_endpoint_and_gateway_until_all_of_its_clones_are_gone
 #[test]
 fn a_backend_is_in_flight_until_it_is_dropped() {
     let (mesh, balance) = (mesh("", &[&near(1, "")]), Recording::default());
-    let backend = gateway(&mesh, &Network::new("east"), &"cart.shop:80".parse().unwrap(), &balance).unwrap();
+    let backend =
+        gateway(&mesh, &Network::new("east"), &"cart.shop:80".parse().unwrap(), &Choice::new(&balance)).unwrap();
     assert_eq!(balance.live(), ["e0"]);
     drop(backend);
     assert!(balance.live().is_empty());
@@ -64,7 +65,8 @@ fn a_balancer_that_heeds_ranks_is_given_all_tiers_in_their_order() {
     let mesh = mesh(&service, ZONES);
     let picked = |balance: &dyn Balance, times: usize| -> Vec<String> {
         let target = "cart.shop:80".parse().unwrap();
-        let routes: Vec<_> = (0..times).map(|_| outbound(&mesh, &client(&mesh), &target, balance).unwrap()).collect();
+        let routes: Vec<_> =
+            (0..times).map(|_| outbound(&mesh, &client(&mesh), &target, &Choice::new(balance)).unwrap()).collect();
         routes.iter().map(|route| route.picked.uid.to_string()).collect()
     };
     let tiers = LocalityTiers::new(WeightedRandom::with_seed(1));

@@ -11,11 +11,12 @@ use hyper_util::rt::TokioExecutor;
 
 use super::world::Cluster;
 use super::*;
+use crate::connector::Connector;
 use crate::drain::{self, Drain};
 use crate::service::{Listener, Peer, serve};
 use crate::tls::Acceptor;
 
-type Http = Client<Outbound, Empty<Bytes>>;
+type Http = Client<Connector, Empty<Bytes>>;
 
 /// A pod that is an HTTP server itself, and how many tunnels it has got.
 fn pod(world: &World, cluster: &Cluster) -> (Arc<AtomicUsize>, Drain) {
@@ -57,7 +58,7 @@ async fn a_client_and_a_server_know_each_other(
         Way::Far => (&world.west, Some(world.gateway())),
     };
     let (tunnels, _drain) = pod(&world, cluster);
-    let http: Http = Client::builder(TokioExecutor::new()).http2_only(http2).build(world.outbound());
+    let http: Http = Client::builder(TokioExecutor::new()).http2_only(http2).build(world.connector_over(&world.pool()));
     for _ in 0..3 {
         let (peer, answer) = call(&http, uri).await;
         assert_eq!(answer, format!("{} to {authority}", client_id()));
@@ -73,8 +74,9 @@ async fn a_client_and_a_server_know_each_other(
 #[case::no_port("ftp://near.default.svc.cluster.local/", ErrorKind::InvalidInput)]
 #[tokio::test]
 async fn a_call_that_fails_says_why(#[case] uri: &str, #[case] kind: ErrorKind) {
-    let mut outbound = World::new().outbound();
+    let world = World::new();
+    let mut connector = world.connector_over(&world.pool());
     let error =
-        tower_service::Service::<http::Uri>::call(&mut outbound, uri.parse().unwrap()).await.map(drop).unwrap_err();
+        tower_service::Service::<http::Uri>::call(&mut connector, uri.parse().unwrap()).await.map(drop).unwrap_err();
     assert_eq!(error.kind(), &kind, "{error}");
 }

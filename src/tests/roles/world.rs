@@ -12,16 +12,19 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::harness::{client_id, id, server_id, trusted};
-use crate::balance::WeightedRandom;
+use crate::balance::{Balance, WeightedRandom};
+use crate::connector::{Connector, ConnectorConfig};
 use crate::drain::{self, Drain, Watch};
 use crate::identity::SpiffeId;
 use crate::io::{BoxStream, Dial, Stream};
 use crate::mesh::{Network, Snapshot};
-use crate::proxy::{Gateway, Inbound, Opener, Outbound};
+use crate::metadata::Metadata;
+use crate::pool::{Pool, PoolConfig};
+use crate::proxy::{Gateway, Inbound, Outbound};
 use crate::server::{self, Incoming};
 use crate::testing;
 use crate::tls::Acceptor;
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Path, Result, TunnelStream};
 
 /// What cluster east is told: its own pods, and of west a stand-in for each service. `ghost` is not there, `private` is not
 /// global there, and `global` has no port 82 there.
@@ -106,16 +109,34 @@ impl World {
         }
     }
 
-    /// Opens tunnels as the client.
-    pub(super) fn opener(&self) -> Opener {
-        let dialer = Arc::new(self.east.network.clone());
-        Opener::new(dialer, Arc::new(self.ca.issue(&client_id())), self.config.clone())
+    pub(super) fn pool(&self) -> Pool {
+        Pool::new(Arc::new(self.east.network.clone()), self.config.clone(), PoolConfig::new())
+    }
+
+    /// Opens a tunnel as the client, wherever that may lead.
+    pub(super) async fn open(&self, path: &Path, authority: &str) -> Result<TunnelStream> {
+        let pool = self.pool();
+        let source = pool.source(Arc::new(self.ca.issue(&client_id())), Metadata::default())?;
+        let lease = pool.checkout(&source, path).await?;
+        Ok(lease.connect(&authority.parse().unwrap(), &Metadata::default()).await?)
     }
 
     /// The client's proxy.
     pub(super) fn outbound(&self) -> Outbound {
+        self.outbound_over(&self.pool())
+    }
+
+    /// Likewise, with a pool to look at.
+    pub(super) fn outbound_over(&self, pool: &Pool) -> Outbound {
+        Outbound::new(self.connector_over(pool))
+    }
+
+    /// What the client's proxy connects with.
+    pub(super) fn connector_over(&self, pool: &Pool) -> Connector {
         let mesh = self.east.mesh.subscribe();
-        Outbound::new(mesh, "default", "client", self.opener(), Arc::new(WeightedRandom::new()))
+        let (credentials, balance) = (Arc::new(self.ca.issue(&client_id())), Arc::new(WeightedRandom::new()));
+        let settings = ConnectorConfig::new();
+        Connector::new(mesh, "default", "client", pool, credentials, balance, settings).unwrap()
     }
 
     /// The gateway of west, which the network of east reaches too.
@@ -129,8 +150,12 @@ impl World {
         (self.gateway_over(Arc::new(AppDialer(dialer))), Apps(dials))
     }
 
-    fn gateway_over(&self, dialer: Arc<dyn Dial>) -> Role {
-        let gateway = self.gateway_role(dialer);
+    pub(super) fn gateway_over(&self, dialer: Arc<dyn Dial>) -> Role {
+        self.serve_gateway(self.gateway_role(dialer))
+    }
+
+    /// Serves at the address of the gateway of west.
+    pub(super) fn serve_gateway(&self, gateway: Gateway) -> Role {
         let listener = self.east.network.listen(address(GATEWAY));
         Role::start(listener, move |stream, drain| {
             let gateway = gateway.clone();
@@ -139,13 +164,17 @@ impl World {
     }
 
     pub(super) fn gateway_role(&self, dialer: Arc<dyn Dial>) -> Gateway {
+        self.gateway_by(dialer, Arc::new(WeightedRandom::new()))
+    }
+
+    pub(super) fn gateway_by(&self, dialer: Arc<dyn Dial>, balance: Arc<dyn Balance>) -> Gateway {
         Gateway::new(
             self.west.mesh.subscribe(),
             Network::new("west"),
             Arc::new(self.ca.issue(&gateway_id())),
             trusted(),
             dialer,
-            Arc::new(WeightedRandom::new()),
+            balance,
             self.config.clone(),
         )
     }

@@ -1,0 +1,310 @@
+//! What the pool costs and saves.
+//!
+//! 1. A checkout with a connection at hand, with 1, 1,000 and 100,000 keys known, alone and by 64 tasks at a time; one that
+//!    has to open a connection, and one that has to open two.
+//! 2. New connections per second through the roles, within a cluster and across two, 16 at a time: in rounds that are
+//!    interleaved, so that a noisy machine hits both alike.
+//! 3. The memory of 100,000 keys without a connection.
+//!
+//! Everything runs in one process over an in-memory network. `cargo bench --bench pool -- [--rounds N]`; with `--test` it only
+//! shows that it runs.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hbone::balance::{LeastRequests, WeightedRandom};
+use hbone::connector::{Connector, ConnectorConfig};
+use hbone::drain::{self, Watch};
+use hbone::mesh::{Network as MeshNetwork, Snapshot};
+use hbone::metadata::Metadata;
+use hbone::pool::{Pool, PoolConfig, Source};
+use hbone::proxy::{Gateway, Inbound};
+use hbone::testing::{Ca, Network};
+use hbone::{Authority, Config, DirectHop, Path, SpiffeId, TrustDomains, TunnelledHop};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+const KEYS: [usize; 3] = [1, 1_000, 100_000];
+const TASKS: usize = 64;
+const AT_A_TIME: usize = 16;
+
+const NEAR: &str = "near.shop:80";
+const FAR: &str = "far.shop:80";
+const GATEWAY: &str = "10.9.0.1:15008";
+
+/// Three pods behind each service; `far` is in the other network.
+const MESH: &str = "
+workloads:
+- {uid: client, name: client, namespace: shop, serviceAccount: client, network: east, protocol: HBONE, workloadIps: [10.1.0.1]}
+- {uid: n1, name: n1, namespace: shop, serviceAccount: server, network: east, protocol: HBONE, workloadIps: [10.1.0.11], services: {shop/near.shop: {}}}
+- {uid: n2, name: n2, namespace: shop, serviceAccount: server, network: east, protocol: HBONE, workloadIps: [10.1.0.12], services: {shop/near.shop: {}}}
+- {uid: n3, name: n3, namespace: shop, serviceAccount: server, network: east, protocol: HBONE, workloadIps: [10.1.0.13], services: {shop/near.shop: {}}}
+- {uid: gateway, name: gateway, namespace: istio, serviceAccount: gateway, network: west, protocol: HBONE, workloadIps: [10.9.0.1]}
+- {uid: all, name: all, namespace: shop, network: west, protocol: HBONE, capacity: 3, networkGateway: {destination: west/10.9.0.1, hboneMtlsPort: 15008}, services: {shop/far.shop: {}}}
+services:
+- {name: near, namespace: shop, hostname: near.shop, ports: {80: 8080}}
+- {name: far, namespace: shop, hostname: far.shop, ports: {80: 8080}, subjectAltNames: [\"spiffe://cluster.local/ns/shop/sa/server\"]}
+";
+
+const WEST: &str = "
+workloads:
+- {uid: f1, name: f1, namespace: shop, serviceAccount: server, network: west, protocol: HBONE, workloadIps: [10.2.0.11], services: {shop/far.shop: {}}}
+- {uid: f2, name: f2, namespace: shop, serviceAccount: server, network: west, protocol: HBONE, workloadIps: [10.2.0.12], services: {shop/far.shop: {}}}
+- {uid: f3, name: f3, namespace: shop, serviceAccount: server, network: west, protocol: HBONE, workloadIps: [10.2.0.13], services: {shop/far.shop: {}}}
+services:
+- {name: far, namespace: shop, hostname: far.shop, ports: {80: 8080}, scope: GLOBAL}
+";
+
+/// A client, and two clusters with all that serves in them. Networks of clusters are apart in the mesh only.
+struct World {
+    connector: Connector,
+    pool: Pool,
+    source: Source,
+    server: SpiffeId,
+    near: Path,
+    far: Path,
+    _drain: drain::Drain,
+}
+
+fn id(account: &str) -> SpiffeId {
+    let namespace = if account == "gateway" { "istio" } else { "shop" };
+    SpiffeId::new("cluster.local".parse().expect("a trust domain"), namespace, account).expect("an identity")
+}
+
+fn snapshot(text: &str) -> tokio::sync::watch::Receiver<Snapshot> {
+    tokio::sync::watch::channel(Snapshot::parse("mesh", text).expect("a mesh")).1
+}
+
+impl World {
+    fn start() -> Self {
+        let (ca, network, config) = (Ca::new(), Network::new(), Arc::new(Config::new()));
+        let trusted = TrustDomains::new("cluster.local".parse().expect("a trust domain"));
+        let (drain, watch) = drain::channel();
+        let (east, west) = (snapshot(MESH), snapshot(WEST));
+        for (mesh, pods) in [(&east, ["n1", "n2", "n3"]), (&west, ["f1", "f2", "f3"])] {
+            for pod in pods {
+                let ip = mesh.borrow().workload_named("shop", pod).expect("a pod").addresses[0];
+                let credentials = Arc::new(ca.issue(&id("server")));
+                let dialer = Arc::new(network.clone());
+                let pod = Inbound::new(mesh.clone(), "shop", pod, credentials, trusted.clone(), dialer, config.clone());
+                serve(&network, (ip, 15008).into(), watch.clone(), move |stream, watch| {
+                    let pod = pod.clone();
+                    async move { drop(pod.serve(stream, None, &watch).await) }
+                });
+                application(&network, ip);
+            }
+        }
+        let gateway = Gateway::new(
+            west,
+            MeshNetwork::new("west"),
+            Arc::new(ca.issue(&id("gateway"))),
+            trusted,
+            Arc::new(network.clone()),
+            Arc::new(LeastRequests::new()),
+            config.clone(),
+        );
+        serve(&network, GATEWAY.parse().expect("an address"), watch, move |stream, watch| {
+            let gateway = gateway.clone();
+            async move { drop(gateway.serve(stream, None, &watch).await) }
+        });
+        let settings = PoolConfig::new().with_back_off(Duration::from_secs(3600), Duration::from_secs(3600));
+        let pool = Pool::new(Arc::new(network), config, settings);
+        let credentials = Arc::new(ca.issue(&id("client")));
+        let source = pool.source(credentials.clone(), Metadata::default()).expect("a source");
+        let balance = Arc::new(WeightedRandom::new());
+        let settings = ConnectorConfig::new();
+        let connector = Connector::new(east, "shop", "client", &pool, credentials, balance, settings);
+        let near = direct("10.1.0.11:15008".parse().expect("an address"), "server");
+        let inner = TunnelledHop::new(FAR.parse().expect("an authority"), id("server").into());
+        let far = direct(GATEWAY.parse().expect("an address"), "gateway").then(inner);
+        Self {
+            connector: connector.expect("a connector"),
+            pool,
+            source,
+            server: id("server"),
+            near,
+            far,
+            _drain: drain,
+        }
+    }
+
+    async fn checkout(&self, path: &Path) {
+        drop(self.pool.checkout(&self.source, path).await.expect("a lease"));
+    }
+
+    /// Makes the pool know this many keys, all but those in use without a connection.
+    async fn know(&self, keys: usize) {
+        let known = self.pool.stats().keys;
+        for n in known..keys {
+            // Nobody listens there.
+            let port = 1024 + (n % 60_000) as u16;
+            let address = SocketAddr::from(([10, 200, (n / 60_000) as u8, 1], port));
+            // As routes do: the identity is that of the mesh's snapshot.
+            let path = Path::direct(DirectHop::new(address, self.server.clone().into()));
+            self.pool.checkout(&self.source, &path).await.expect_err("nobody is there");
+        }
+    }
+}
+
+fn direct(address: SocketAddr, account: &str) -> Path {
+    Path::direct(DirectHop::new(address, id(account).into()))
+}
+
+fn serve<F, T>(network: &Network, address: SocketAddr, watch: Watch, serve: F)
+where
+    F: Fn(tokio::io::DuplexStream, Watch) -> T + Send + 'static,
+    T: Future<Output = ()> + Send + 'static,
+{
+    let mut listener = network.listen(address);
+    tokio::spawn(async move {
+        while let Some(stream) = listener.accept().await {
+            tokio::spawn(serve(stream, watch.clone()));
+        }
+    });
+}
+
+/// Answers one byte with one byte.
+fn application(network: &Network, ip: IpAddr) {
+    let mut listener = network.listen((ip, 8080).into());
+    tokio::spawn(async move {
+        while let Some(mut stream) = listener.accept().await {
+            tokio::spawn(async move {
+                let byte = stream.read_u8().await?;
+                stream.write_u8(byte).await?;
+                stream.shutdown().await
+            });
+        }
+    });
+}
+
+async fn nanoseconds_each<T: Future<Output = ()>>(times: usize, what: impl Fn() -> T) -> f64 {
+    let start = Instant::now();
+    for _ in 0..times {
+        what().await;
+    }
+    start.elapsed().as_nanos() as f64 / times as f64
+}
+
+/// All tasks' work over the time it took.
+async fn contended(world: &Arc<World>, times: usize) -> f64 {
+    let start = Instant::now();
+    let mut tasks = JoinSet::new();
+    for _ in 0..TASKS {
+        let world = world.clone();
+        tasks.spawn(async move {
+            for _ in 0..times {
+                world.checkout(&world.near).await;
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+    start.elapsed().as_nanos() as f64 / (TASKS * times) as f64
+}
+
+/// New connections per second.
+async fn rate(world: &Arc<World>, target: &str, connections: usize) -> f64 {
+    let target: Authority = target.parse().expect("an authority");
+    let start = Instant::now();
+    let mut tasks = JoinSet::new();
+    for _ in 0..AT_A_TIME {
+        let (world, target) = (world.clone(), target.clone());
+        tasks.spawn(async move {
+            for _ in 0..connections / AT_A_TIME {
+                let mut connected = world.connector.connect(&target, None).await.expect("a tunnel");
+                connected.tunnel.write_u8(7).await.expect("a byte out");
+                assert_eq!(connected.tunnel.read_u8().await.expect("a byte in"), 7);
+                connected.tunnel.shutdown().await.expect("an end");
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.expect("connections");
+    }
+    connections as f64 / start.elapsed().as_secs_f64()
+}
+
+/// What of this process is in memory.
+#[cfg(target_os = "linux")]
+fn resident() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<usize>().ok()? << 10)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn resident() -> Option<usize> {
+    None
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+async fn run(rounds: usize, scale: usize) {
+    println!("{:<44} {:>12}", "checkout and give back", "ns");
+    let world = Arc::new(World::start());
+    for keys in KEYS {
+        let keys = if scale > 1 { keys.min(1_000) } else { keys };
+        world.checkout(&world.near).await;
+        let before = resident();
+        let known = world.pool.stats().keys;
+        world.know(keys).await;
+        let after = resident();
+        let hot = nanoseconds_each(400_000 / scale, || world.checkout(&world.near)).await;
+        println!("{:<44} {hot:>12.0}", format!("hot, {keys} keys"));
+        let all = contended(&world, 10_000 / scale).await;
+        println!("{:<44} {all:>12.0}", format!("hot, {keys} keys, {TASKS} tasks"));
+        if let (Some(before), Some(after)) = (before, after)
+            && keys - known > 10_000
+        {
+            let bytes = after.saturating_sub(before);
+            let each = bytes / (keys - known);
+            println!("{:<44} {:>8.1} MiB, {each} bytes each", "keys without a connection", bytes as f64 / 1_048_576.0);
+        }
+    }
+    drop(world);
+    for (name, nested) in [("cold, one hop", false), ("cold, two hops", true)] {
+        let mut times = Vec::new();
+        for _ in 0..200 / scale.min(100) {
+            let world = World::start();
+            let path = if nested { &world.far } else { &world.near };
+            times.push(nanoseconds_each(1, || world.checkout(path)).await);
+        }
+        println!("{name:<44} {:>12.0}", median(times));
+    }
+
+    let world = Arc::new(World::start());
+    let connections = 16_000 / scale;
+    let (mut near, mut far) = (Vec::new(), Vec::new());
+    // The first connections open what the others share.
+    rate(&world, NEAR, 160).await;
+    rate(&world, FAR, 160).await;
+    for _ in 0..rounds {
+        near.push(rate(&world, NEAR, connections).await);
+        far.push(rate(&world, FAR, connections).await);
+    }
+    let ratios = near.iter().zip(&far).map(|(near, far)| far / near).collect();
+    println!("\n{:<44} {:>12}", format!("connections, {AT_A_TIME} at a time"), "per second");
+    println!("{:<44} {:>12.0}", "within a cluster", median(near));
+    println!("{:<44} {:>12.0}", "across clusters", median(far));
+    println!("{:<44} {:>12.2}", "ratio, median of the rounds", median(ratios));
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let (mut rounds, mut scale) = (5, 1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--rounds" => rounds = args.next().and_then(|n| n.parse().ok()).expect("--rounds takes a number"),
+            "--test" => (rounds, scale) = (1, 100),
+            _ => {}
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(run(rounds, scale));
+}

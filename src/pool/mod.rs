@@ -1,0 +1,164 @@
+//! Many connections: opened when needed, shared by tunnels, replaced before they fail.
+//!
+//! A [`Pool`] opens a connection along each hop of a [`Path`] and keeps it for later tunnels of the same
+//! [`Source`]. A nested hop runs through a tunnel of the hop before it, which is pooled just so.
+//!
+//! ```text
+//!  checkout(source, path) ─▶ a connection with room? ── yes ─▶ Lease ─▶ connect(authority) ─▶ TunnelStream
+//!                                    │ no                        ▲
+//!                                    ▼                           │
+//!                            wait, and dial ──▶ TCP, TLS, HTTP/2, or a Lease on the hop before and the same inside it
+//! ```
+//!
+//! # Where a name stands for many
+//!
+//! Behind a gateway a service's name stands for many backends, and which one a connection leads to is the gateway's choice.
+//! Sharing one connection would pin every tunnel to one backend. For a hop with [`Reuse::Spread`](crate::Reuse::Spread) the
+//! pool keeps a connection to each backend and puts a new tunnel where the fewest are open. It opens them while there is
+//! traffic, one at a time and without anybody waiting for it, and learns where each one leads to: from the gateway's token
+//! ([`Metadata::backend`](crate::metadata::Metadata::backend)), else from the pod's name in the baggage of the first 200.
+//! Where neither is told, each connection counts as a backend of its own, and twice as many are kept.
+//!
+//! # What ends a connection
+//!
+//! GOAWAY, silence, ENHANCE_YOUR_CALM, a certificate that was replaced and a [`Source`] that is gone: the connection takes
+//! no more tunnels, and neither do those inside it; tunnels that are open run to their ends. Age does the same, but only once
+//! a successor is there. One that is idle for long is closed.
+
+mod backend;
+mod config;
+mod dial;
+mod driver;
+mod inner;
+mod lease;
+mod source;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use self::backend::Backend;
+pub use self::config::PoolConfig;
+use self::inner::Inner;
+pub use self::lease::{Lease, LeaseError};
+pub use self::source::Source;
+use self::state::Key;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
+use crate::io::Dial;
+use crate::metadata::Metadata;
+use crate::path::Path;
+use crate::tls::CredentialSource;
+
+/// Opens, keeps and shares connections. Clones are the same pool.
+///
+/// When the last clone is gone, its connections close as their tunnels end; [`Pool::close`] waits for that.
+#[derive(Clone)]
+pub struct Pool(Arc<Inner>);
+
+/// How many of each a pool has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolStats {
+    /// Pairs of source and path about which something is known.
+    pub keys: usize,
+    /// Connections, those that take no more tunnels among them.
+    pub connections: usize,
+    /// Connections being opened.
+    pub dials: usize,
+    /// Callers that wait for a connection.
+    pub waiting: usize,
+    /// Tunnels of callers that are open or being opened. Those that hold a nested connection don't count.
+    pub tunnels: usize,
+}
+
+/// How a pool was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CloseReport {
+    /// Tunnels that were open and came to their ends.
+    pub finished: usize,
+    /// Tunnels that were cut when the time was over.
+    pub cut: usize,
+}
+
+impl Pool {
+    /// A pool without connections. Byte streams are opened by `dialer`; `config` holds for each connection.
+    pub fn new(dialer: Arc<dyn Dial>, config: Arc<Config>, settings: PoolConfig) -> Self {
+        Self(Inner::new(dialer, config, &settings))
+    }
+
+    /// An identity that connects through this pool. The tunnels that hold nested connections are opened with `metadata`,
+    /// which the peers on the way see.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidCredentials`](crate::ErrorKind) when there are none.
+    pub fn source(&self, credentials: Arc<dyn CredentialSource>, metadata: Metadata) -> Result<Source> {
+        self.0.add_source(credentials, metadata)
+    }
+
+    /// Gets a place on a connection of `source` along `path`: at once where there is room, else when a connection has been
+    /// opened or a tunnel ends. It is the order of asking that counts.
+    ///
+    /// Must be called on a tokio runtime. Cancel safe: whoever stops waiting leaves the dial to others and to later.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection could not be opened, the same for all who waited for it, by the
+    /// [dial deadline](PoolConfig::with_dial_deadline). For a [while](PoolConfig::with_back_off) after that, others get it at
+    /// once. [`ErrorKind::Closed`](crate::ErrorKind::Closed) when the pool is closed. Where all connections are full and no further one is allowed, it
+    /// waits for as long as that takes.
+    pub async fn checkout(&self, source: &Source, path: &Path) -> Result<Lease> {
+        let key = Key { source: source.shared.id, path: path.clone() };
+        let pool = Arc::downgrade(&self.0);
+        Inner::checkout(&pool, &source.shared, key, false).await
+    }
+
+    /// What it means that waiting for a tunnel along `path` took too long: the first hop that has no connection has stalled,
+    /// else the far end has.
+    pub(crate) fn timed_out(&self, source: &Source, path: &Path) -> Error {
+        let stuck = self.0.first_without(source.shared.id, path);
+        let (layer, doing) = match stuck {
+            Some(_) => (Layer::Dial, "waiting for a connection"),
+            None => (Layer::Connect, "waiting for the answer to a CONNECT"),
+        };
+        let error = Error::new(ErrorKind::Timeout, layer, Side::Remote, doing);
+        match stuck.unwrap_or(path.depth() - 1) {
+            0 => error.with_hop(0).with_peer(path.first().address),
+            hop => error.with_hop(hop).with_peer(&path.tunnelled()[hop - 1].authority),
+        }
+    }
+
+    /// How many of each there are now. Looks at every connection.
+    pub fn stats(&self) -> PoolStats {
+        self.0.stats()
+    }
+
+    /// Takes no more tunnels and waits up to `grace` for those that are open; connections inside others end before them.
+    /// Then cuts what is left, and says how many tunnels that were.
+    ///
+    /// Those who wait for a connection get [`ErrorKind::Closed`](crate::ErrorKind::Closed), and so does everybody from now on. When this is cancelled,
+    /// the pool stays closed and nothing is cut.
+    pub async fn close(&self, grace: Duration) -> CloseReport {
+        let open = self.0.close();
+        if timeout(grace, self.0.all_ended()).await.is_ok() {
+            return CloseReport { finished: open, cut: 0 };
+        }
+        // Those that have been opened since then are not there: nobody gets a place in a closed pool.
+        let cut = self.0.tunnels();
+        self.0.cut().await;
+        CloseReport { finished: open - cut.min(open), cut }
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}

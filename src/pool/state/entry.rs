@@ -1,0 +1,233 @@
+//! What the pool knows of one key: its connections, who waits for one, and what went wrong of late.
+
+use std::collections::VecDeque;
+
+use tokio::time::Instant;
+
+use super::{ConnId, Handle, Key, Limits, WaiterId};
+use crate::error::Error;
+use crate::path::Reuse;
+use crate::pool::Backend;
+
+/// One key.
+#[derive(Debug)]
+pub(super) struct Entry<H, W> {
+    pub(super) key: Key,
+    /// As asked for last: the number of a spread follows the mesh.
+    pub(super) reuse: Reuse,
+    pub(super) conns: Vec<Conn<H>>,
+    pub(super) waiters: VecDeque<(WaiterId, W)>,
+    /// Dials under way.
+    pub(super) dials: Vec<ConnId>,
+    pub(super) failure: Option<Failure>,
+    /// How often in a row a connection has landed on a backend that had one.
+    pub(super) misses: u32,
+    /// When the spread may grow again.
+    pub(super) grow_at: Option<Instant>,
+    /// Whether two connections lead to the same backend.
+    twins: bool,
+}
+
+/// One connection, from when its dial succeeded until its driver has ended.
+#[derive(Debug)]
+pub(super) struct Conn<H> {
+    pub(super) id: ConnId,
+    pub(super) parent: Option<ConnId>,
+    /// `None` once it takes no more tunnels.
+    pub(super) handle: Option<H>,
+    pub(super) open: usize,
+    pub(super) whereabouts: Whereabouts,
+    pub(super) expires: Instant,
+    pub(super) idle_since: Instant,
+    /// Past its maximum age, and used only until another one is there.
+    pub(super) aged: bool,
+    /// Its thread has no time left.
+    pub(super) busy: bool,
+}
+
+/// Which backend a connection leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Whereabouts {
+    /// Its first tunnel will tell, or not.
+    Untold,
+    /// It did not. Counts as a backend of its own.
+    Unknown,
+    At(Backend),
+}
+
+/// The failed dials of a key that has not succeeded since.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    pub(super) in_a_row: u32,
+    pub(super) retry_at: Instant,
+}
+
+impl<H: Handle> Conn<H> {
+    pub(super) fn is_usable(&self) -> bool {
+        self.handle.as_ref().is_some_and(|handle| !handle.is_closed())
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.handle.as_ref().is_some_and(|handle| !handle.is_closed() && self.open < handle.limit())
+    }
+}
+
+impl<H: Handle, W> Entry<H, W> {
+    pub(super) fn new(key: Key) -> Self {
+        Self {
+            reuse: key.path.reuse(),
+            key,
+            conns: Vec::new(),
+            waiters: VecDeque::new(),
+            dials: Vec::new(),
+            failure: None,
+            misses: 0,
+            grow_at: None,
+            twins: false,
+        }
+    }
+
+    /// Which connection the next tunnel goes on, if there is room on any: one in its best age before aged ones, one with
+    /// time left before busy ones, then the backend with the fewest tunnels, and ties at random.
+    pub(super) fn pick(&self, rng: &mut fastrand::Rng) -> Option<usize> {
+        let mut best: Option<(usize, (bool, bool, usize, usize))> = None;
+        let mut ties = 1;
+        for (place, conn) in self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room()) {
+            let rank = (conn.aged, conn.busy, self.tunnels_at(conn), conn.open);
+            match &best {
+                Some((_, least)) if rank > *least => {}
+                Some((_, least)) if rank == *least => {
+                    ties += 1;
+                    if rng.usize(..ties) == 0 {
+                        best = Some((place, rank));
+                    }
+                }
+                _ => {
+                    ties = 1;
+                    best = Some((place, rank));
+                }
+            }
+        }
+        best.map(|(place, _)| place)
+    }
+
+    /// The open tunnels to the backend that `conn` leads to.
+    fn tunnels_at(&self, conn: &Conn<H>) -> usize {
+        match &conn.whereabouts {
+            Whereabouts::At(_) if self.twins => {
+                self.conns.iter().filter(|other| other.whereabouts == conn.whereabouts).map(|other| other.open).sum()
+            }
+            _ => conn.open,
+        }
+    }
+
+    /// To be called when connections have come, gone or told where they lead to.
+    pub(super) fn recount(&mut self) {
+        let known = |(place, conn): (usize, &Conn<H>)| {
+            let earlier = &self.conns[..place];
+            matches!(conn.whereabouts, Whereabouts::At(_)) && earlier.iter().any(|e| e.whereabouts == conn.whereabouts)
+        };
+        self.twins = self.conns.iter().enumerate().any(known);
+    }
+
+    /// The backends that need no further connection.
+    pub(super) fn covered(&self) -> Vec<Backend> {
+        let mut backends: Vec<Backend> = Vec::new();
+        for conn in self.conns.iter().filter(|conn| conn.is_usable() && !conn.aged) {
+            match &conn.whereabouts {
+                Whereabouts::At(backend) if !backends.contains(backend) => backends.push(backend.clone()),
+                _ => {}
+            }
+        }
+        backends
+    }
+
+    fn count_covered(&self) -> usize {
+        if self.twins {
+            return self.covered().len();
+        }
+        let known = |conn: &&Conn<H>| matches!(conn.whereabouts, Whereabouts::At(_)) && conn.is_usable() && !conn.aged;
+        self.conns.iter().filter(known).count()
+    }
+
+    /// Whether another usable connection leads to the same backend and has room, so that this one is not needed.
+    pub(super) fn is_redundant(&self, id: ConnId) -> bool {
+        let Some(conn) = self.conns.iter().find(|conn| conn.id == id) else { return false };
+        matches!(conn.whereabouts, Whereabouts::At(_))
+            && self.conns.iter().any(|other| {
+                other.id != id
+                    && !other.aged
+                    && !other.busy
+                    && other.whereabouts == conn.whereabouts
+                    && other.has_room()
+            })
+    }
+
+    /// How many dials are to be started now.
+    pub(super) fn dials_wanted(&self, limits: &Limits, now: Instant) -> usize {
+        if self.failure.as_ref().is_some_and(|failure| now < failure.retry_at) {
+            return 0;
+        }
+        let wanted = match (self.waiters.len(), self.reuse) {
+            (0, _) => usize::from(self.dials.is_empty() && self.wants_to_grow(limits, now)),
+            (waiters, Reuse::Never) => return waiters.saturating_sub(self.dials.len()),
+            (waiters, _) => {
+                let unsettled =
+                    self.conns.iter().filter(|conn| conn.is_usable()).filter_map(|conn| conn.handle.as_ref());
+                let coming = unsettled.filter(|handle| handle.is_unsettled());
+                let coming: usize = coming.map(|handle| limits.tunnels.saturating_sub(handle.limit())).sum();
+                let left = waiters.saturating_sub(coming);
+                left.div_ceil(limits.tunnels.max(1)).saturating_sub(self.dials.len())
+            }
+        };
+        let there = self.dials.len() + self.conns.iter().filter(|conn| conn.is_usable() && !conn.aged).count();
+        wanted.min(limits.per_path.saturating_sub(there))
+    }
+
+    /// Whether one more connection would do good although nobody waits for it.
+    fn wants_to_grow(&self, limits: &Limits, now: Instant) -> bool {
+        if self.grow_at.is_some_and(|at| now < at) {
+            return false;
+        }
+        let (mut usable, mut fresh, mut idle_hands, mut untold, mut unknown) = (0, 0, 0, 0, 0);
+        for conn in self.conns.iter().filter(|conn| conn.is_usable()) {
+            usable += 1;
+            fresh += usize::from(!conn.aged);
+            idle_hands += usize::from(!conn.aged && !conn.busy);
+            untold += usize::from(!conn.aged && conn.whereabouts == Whereabouts::Untold);
+            unknown += usize::from(!conn.aged && conn.whereabouts == Whereabouts::Unknown);
+        }
+        if usable == 0 {
+            // Nobody waits, and nobody has for a while.
+            return false;
+        }
+        let busy = idle_hands == 0 && fresh < limits.busy_connections;
+        match self.reuse {
+            Reuse::Shared => fresh == 0 || busy,
+            Reuse::Spread(backends) => {
+                let uncovered = 2 * self.count_covered() + unknown < 2 * backends.max(1) as usize;
+                untold == 0 && (fresh == 0 || uncovered || busy)
+            }
+            Reuse::Never => false,
+        }
+    }
+
+    /// Whether there is nothing left to know.
+    pub(super) fn is_empty(&self, now: Instant) -> bool {
+        let forgiven = |failure: &Failure| now >= failure.forget_at();
+        self.conns.is_empty()
+            && self.waiters.is_empty()
+            && self.dials.is_empty()
+            && self.failure.as_ref().is_none_or(forgiven)
+    }
+}
+
+/// For how long after the last retry a failure makes the next one wait longer.
+const MEMORY: std::time::Duration = std::time::Duration::from_secs(5);
+
+impl Failure {
+    pub(super) fn forget_at(&self) -> Instant {
+        self.retry_at + MEMORY
+    }
+}
