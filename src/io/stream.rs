@@ -40,17 +40,6 @@ pub trait Dial: fmt::Debug + Send + Sync {
     fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>>;
 }
 
-/// Dials within this time.
-pub(crate) async fn dial(dialer: &dyn Dial, address: SocketAddr, time: Duration) -> Result<BoxStream> {
-    let failed = |kind| Error::new(kind, Layer::Dial, Side::Remote, "connecting").with_peer(address);
-    match timeout(time, dialer.dial(address)).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(e)) if e.kind() == io::ErrorKind::TimedOut => Err(failed(ErrorKind::Timeout).with_source(e)),
-        Ok(Err(e)) => Err(failed(ErrorKind::Unreachable).with_source(e)),
-        Err(_) => Err(failed(ErrorKind::Timeout)),
-    }
-}
-
 /// A byte stream that somebody opened, with the address of its peer where there is such a thing.
 pub type Accepted<S> = io::Result<(S, Option<SocketAddr>)>;
 
@@ -60,8 +49,7 @@ pub trait Accept {
     /// What is taken.
     type Io: Stream + 'static;
 
-    /// Waits for the next one. `None` when no more will come. Cancel
-    /// safe.
+    /// Waits for the next one. `None` when no more will come. Cancel safe.
     ///
     /// # Errors
     ///
@@ -74,5 +62,16 @@ impl<S: Stream + 'static> Accept for mpsc::Receiver<S> {
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<S>>> {
         self.poll_recv(cx).map(|stream| stream.map(|stream| Ok((stream, None))))
+    }
+}
+
+/// Dials within this time.
+pub(crate) async fn dial(dialer: &dyn Dial, address: SocketAddr, time: Duration) -> Result<BoxStream> {
+    let failed = |kind| Error::new(kind, Layer::Dial, Side::Remote, "connecting").with_peer(address);
+    match timeout(time, dialer.dial(address)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(e)) if e.kind() == io::ErrorKind::TimedOut => Err(failed(ErrorKind::Timeout).with_source(e)),
+        Ok(Err(e)) => Err(failed(ErrorKind::Unreachable).with_source(e)),
+        Err(_) => Err(failed(ErrorKind::Timeout)),
     }
 }

@@ -4,8 +4,8 @@
 //!   `axum::Router`, a `tonic::service::Routes`, a service of your own. No proxy stands in front of it, and each request says
 //!   who sent it: its extensions hold a [`Peer`] with the verified identity.
 //! * A client dials through [`Connector`](crate::connector::Connector), which is a `tower` service from a URI to a byte stream. Any
-//!   client takes it that lets its connector be chosen: hyper-util's `Client::builder(..).build(outbound)`, tonic's
-//!   `Endpoint::connect_with_connector(outbound)`. Responses that hyper-util's client hands out have a [`Peer`], too.
+//!   client takes it that lets its connector be chosen: hyper-util's `Client::builder(..).build(connector)`, tonic's
+//!   `Endpoint::connect_with_connector(connector)`. Responses that hyper-util's client hands out have a [`Peer`], too.
 //!
 //! The TLS of HBONE is underneath, so what runs in a tunnel is plain HTTP, whatever the scheme of its URI.
 //!
@@ -31,13 +31,11 @@
 //! Server::builder().add_service(..).serve_with_incoming(listener.map(|(tunnel, peer)| Ok::<_, Infallible>(Io(tunnel, peer))))
 //! ```
 
-#[cfg(feature = "proxy")]
 mod connector;
 mod listener;
 mod peer;
 mod serve;
 
-#[cfg(feature = "proxy")]
 pub use connector::ConnectorStream;
 pub use listener::Listener;
 pub use peer::Peer;

@@ -58,7 +58,7 @@ async fn a_client_and_a_server_know_each_other(
         Way::Far => (&world.west, Some(world.gateway())),
     };
     let (tunnels, _drain) = pod(&world, cluster);
-    let http: Http = Client::builder(TokioExecutor::new()).http2_only(http2).build(world.connector());
+    let http: Http = Client::builder(TokioExecutor::new()).http2_only(http2).build(world.connector_over(&world.pool()));
     for _ in 0..3 {
         let (peer, answer) = call(&http, uri).await;
         assert_eq!(answer, format!("{} to {authority}", client_id()));
@@ -74,7 +74,8 @@ async fn a_client_and_a_server_know_each_other(
 #[case::no_port("ftp://near.default.svc.cluster.local/", ErrorKind::InvalidInput)]
 #[tokio::test]
 async fn a_call_that_fails_says_why(#[case] uri: &str, #[case] kind: ErrorKind) {
-    let mut connector = World::new().connector();
+    let world = World::new();
+    let mut connector = world.connector_over(&world.pool());
     let error =
         tower_service::Service::<http::Uri>::call(&mut connector, uri.parse().unwrap()).await.map(drop).unwrap_err();
     assert_eq!(error.kind(), &kind, "{error}");

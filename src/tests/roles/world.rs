@@ -131,15 +131,12 @@ impl World {
         Outbound::new(self.connector_over(pool))
     }
 
-    #[cfg(feature = "tower")]
-    pub(super) fn connector(&self) -> Connector {
-        self.connector_over(&self.pool())
-    }
-
-    fn connector_over(&self, pool: &Pool) -> Connector {
+    /// What the client's proxy connects with.
+    pub(super) fn connector_over(&self, pool: &Pool) -> Connector {
         let mesh = self.east.mesh.subscribe();
         let (credentials, balance) = (Arc::new(self.ca.issue(&client_id())), Arc::new(WeightedRandom::new()));
-        Connector::new(mesh, "default", "client", pool, credentials, balance, ConnectorConfig::new()).unwrap()
+        let settings = ConnectorConfig::new();
+        Connector::new(mesh, "default", "client", pool, credentials, balance, settings).unwrap()
     }
 
     /// The gateway of west, which the network of east reaches too.
