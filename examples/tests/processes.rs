@@ -249,7 +249,7 @@ async fn the_demo_mesh_keeps_all_of_its_promises() {
     let ended = run("mesh", &[]).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{}", ended.stdout);
     assert!(!ended.stdout.contains("NO  "), "{}", ended.stdout);
-    assert!(ended.stdout.ends_with("\n6 of 6 steps held.\n"), "{}", ended.stdout);
+    assert!(ended.stdout.ends_with("\n10 of 10 steps held.\n"), "{}", ended.stdout);
 }
 
 #[tokio::test]
