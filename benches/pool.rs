@@ -6,8 +6,8 @@
 //!    interleaved, so that a noisy machine hits both alike.
 //! 3. The memory of 100,000 keys without a connection.
 //!
-//! Everything runs in one process over an in-memory network. `cargo bench --bench pool -- [--rounds N]`; with `--test` it only
-//! shows that it runs.
+//! Everything runs in one process over an in-memory network. `cargo bench --bench pool -- [--rounds N] [--only near|far]`, of
+//! which the last measures that one rate alone, for profiles; with `--test` it only shows that it runs.
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -245,6 +245,14 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// One rate alone.
+async fn run_only(target: &str, rounds: usize) {
+    let world = Arc::new(World::start());
+    for _ in 0..rounds {
+        println!("{target:<44} {:>12.0}", rate(&world, target, 16_000).await);
+    }
+}
+
 async fn run(rounds: usize, scale: usize) {
     println!("{:<44} {:>12}", "checkout and give back", "ns");
     let world = Arc::new(World::start());
@@ -297,14 +305,23 @@ async fn run(rounds: usize, scale: usize) {
 
 fn main() {
     let mut args = std::env::args().skip(1);
-    let (mut rounds, mut scale) = (5, 1);
+    let (mut rounds, mut scale, mut only) = (5, 1, None);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--rounds" => rounds = args.next().and_then(|n| n.parse().ok()).expect("--rounds takes a number"),
+            "--only" => match args.next().as_deref() {
+                Some("near") => only = Some(NEAR),
+                Some("far") => only = Some(FAR),
+                _ => panic!("--only takes near or far"),
+            },
             "--test" => (rounds, scale) = (1, 100),
             _ => {}
         }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("a runtime").block_on(run(rounds, scale));
+    let runtime = runtime.expect("a runtime");
+    match only {
+        Some(target) => runtime.block_on(run_only(target, rounds)),
+        None => runtime.block_on(run(rounds, scale)),
+    }
 }
