@@ -2,12 +2,12 @@
 //!
 //! 1. A checkout with a connection at hand, with 1, 1,000 and 100,000 keys known, alone and by 64 tasks at a time; one that
 //!    has to open a connection, and one that has to open two.
-//! 2. New connections per second through the roles, within a cluster and across two, 16 at a time: in rounds that are
-//!    interleaved, so that a noisy machine hits both alike.
+//! 2. New connections per second through the roles, within a cluster and across two, 16 at a time, in memory and over TCP on
+//!    loopback: in rounds that are interleaved, so that a noisy machine hits both alike.
 //! 3. The memory of 100,000 keys without a connection.
 //!
-//! Everything runs in one process over an in-memory network. `cargo bench --bench pool -- [--rounds N] [--only near|far]`, of
-//! which the last measures that one rate alone, for profiles; with `--test` it only shows that it runs.
+//! Everything runs in one process, and where nothing else is said over an in-memory network. `cargo bench --bench pool -- [--rounds N] [--only near|far]`, of
+//! which the last measures that one rate in memory alone, for profiles; with `--test` it only shows that it runs.
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -17,9 +17,11 @@ use std::time::Duration;
 use hbone::balance::{LeastRequests, WeightedRandom};
 use hbone::connector::{Connector, ConnectorConfig};
 use hbone::drain::{self, Watch};
+use hbone::io::{BoxStream, Dial};
 use hbone::mesh::{Network as MeshNetwork, Snapshot};
 use hbone::metadata::Metadata;
 use hbone::pool::{Pool, PoolConfig, Source};
+use hbone::proxy::tcp::{self, TcpDialer};
 use hbone::proxy::{Gateway, Inbound};
 use hbone::testing::{Ca, Network};
 use hbone::{Authority, Config, DirectHop, Path, SpiffeId, TrustDomains, TunnelledHop};
@@ -33,17 +35,17 @@ const AT_A_TIME: usize = 16;
 
 const NEAR: &str = "near.shop:80";
 const FAR: &str = "far.shop:80";
-const GATEWAY: &str = "10.9.0.1:15008";
+const GATEWAY: &str = "127.81.9.1:15008";
 
 /// Three pods behind each service; `far` is in the other network.
 const MESH: &str = "
 workloads:
-- {uid: client, name: client, namespace: shop, serviceAccount: client, network: east, protocol: HBONE, workloadIps: [10.1.0.1]}
-- {uid: n1, name: n1, namespace: shop, serviceAccount: server, network: east, protocol: HBONE, workloadIps: [10.1.0.11], services: {shop/near.shop: {}}}
-- {uid: n2, name: n2, namespace: shop, serviceAccount: server, network: east, protocol: HBONE, workloadIps: [10.1.0.12], services: {shop/near.shop: {}}}
-- {uid: n3, name: n3, namespace: shop, serviceAccount: server, network: east, protocol: HBONE, workloadIps: [10.1.0.13], services: {shop/near.shop: {}}}
-- {uid: gateway, name: gateway, namespace: istio, serviceAccount: gateway, network: west, protocol: HBONE, workloadIps: [10.9.0.1]}
-- {uid: all, name: all, namespace: shop, network: west, protocol: HBONE, capacity: 3, networkGateway: {destination: west/10.9.0.1, hboneMtlsPort: 15008}, services: {shop/far.shop: {}}}
+- {uid: client, name: client, namespace: shop, serviceAccount: client, network: east, protocol: HBONE, workloadIps: [127.81.1.1]}
+- {uid: n1, name: n1, namespace: shop, serviceAccount: server, network: east, protocol: HBONE, workloadIps: [127.81.1.11], services: {shop/near.shop: {}}}
+- {uid: n2, name: n2, namespace: shop, serviceAccount: server, network: east, protocol: HBONE, workloadIps: [127.81.1.12], services: {shop/near.shop: {}}}
+- {uid: n3, name: n3, namespace: shop, serviceAccount: server, network: east, protocol: HBONE, workloadIps: [127.81.1.13], services: {shop/near.shop: {}}}
+- {uid: gateway, name: gateway, namespace: istio, serviceAccount: gateway, network: west, protocol: HBONE, workloadIps: [127.81.9.1]}
+- {uid: all, name: all, namespace: shop, network: west, protocol: HBONE, capacity: 3, networkGateway: {destination: west/127.81.9.1, hboneMtlsPort: 15008}, services: {shop/far.shop: {}}}
 services:
 - {name: near, namespace: shop, hostname: near.shop, ports: {80: 8080}}
 - {name: far, namespace: shop, hostname: far.shop, ports: {80: 8080}, subjectAltNames: [\"spiffe://cluster.local/ns/shop/sa/server\"]}
@@ -51,12 +53,19 @@ services:
 
 const WEST: &str = "
 workloads:
-- {uid: f1, name: f1, namespace: shop, serviceAccount: server, network: west, protocol: HBONE, workloadIps: [10.2.0.11], services: {shop/far.shop: {}}}
-- {uid: f2, name: f2, namespace: shop, serviceAccount: server, network: west, protocol: HBONE, workloadIps: [10.2.0.12], services: {shop/far.shop: {}}}
-- {uid: f3, name: f3, namespace: shop, serviceAccount: server, network: west, protocol: HBONE, workloadIps: [10.2.0.13], services: {shop/far.shop: {}}}
+- {uid: f1, name: f1, namespace: shop, serviceAccount: server, network: west, protocol: HBONE, workloadIps: [127.81.2.11], services: {shop/far.shop: {}}}
+- {uid: f2, name: f2, namespace: shop, serviceAccount: server, network: west, protocol: HBONE, workloadIps: [127.81.2.12], services: {shop/far.shop: {}}}
+- {uid: f3, name: f3, namespace: shop, serviceAccount: server, network: west, protocol: HBONE, workloadIps: [127.81.2.13], services: {shop/far.shop: {}}}
 services:
 - {name: far, namespace: shop, hostname: far.shop, ports: {80: 8080}, scope: GLOBAL}
 ";
+
+/// What is under the mesh.
+#[derive(Clone)]
+enum Net {
+    Memory(Network),
+    Tcp,
+}
 
 /// A client, and two clusters with all that serves in them. Networks of clusters are apart in the mesh only.
 struct World {
@@ -80,7 +89,12 @@ fn snapshot(text: &str) -> tokio::sync::watch::Receiver<Snapshot> {
 
 impl World {
     fn start() -> Self {
-        let (ca, network, config) = (Ca::new(), Network::new(), Arc::new(Config::new()));
+        Self::start_on(Net::Memory(Network::new()))
+    }
+
+    fn start_on(net: Net) -> Self {
+        let (ca, config) = (Ca::new(), Arc::new(Config::new()));
+        let dialer = net.dialer();
         let trusted = TrustDomains::new("cluster.local".parse().expect("a trust domain"));
         let (drain, watch) = drain::channel();
         let (east, west) = (snapshot(MESH), snapshot(WEST));
@@ -88,13 +102,13 @@ impl World {
             for pod in pods {
                 let ip = mesh.borrow().workload_named("shop", pod).expect("a pod").addresses[0];
                 let credentials = Arc::new(ca.issue(&id("server")));
-                let dialer = Arc::new(network.clone());
+                let dialer = dialer.clone();
                 let pod = Inbound::new(mesh.clone(), "shop", pod, credentials, trusted.clone(), dialer, config.clone());
-                serve(&network, (ip, 15008).into(), watch.clone(), move |stream, watch| {
+                net.serve((ip, 15008).into(), watch.clone(), move |stream: BoxStream, watch| {
                     let pod = pod.clone();
                     async move { drop(pod.serve(stream, None, &watch).await) }
                 });
-                application(&network, ip);
+                net.application(ip);
             }
         }
         let gateway = Gateway::new(
@@ -102,22 +116,22 @@ impl World {
             MeshNetwork::new("west"),
             Arc::new(ca.issue(&id("gateway"))),
             trusted,
-            Arc::new(network.clone()),
+            dialer.clone(),
             Arc::new(LeastRequests::new()),
             config.clone(),
         );
-        serve(&network, GATEWAY.parse().expect("an address"), watch, move |stream, watch| {
+        net.serve(GATEWAY.parse().expect("an address"), watch, move |stream: BoxStream, watch| {
             let gateway = gateway.clone();
             async move { drop(gateway.serve(stream, None, &watch).await) }
         });
         let settings = PoolConfig::new().with_back_off(Duration::from_secs(3600), Duration::from_secs(3600));
-        let pool = Pool::new(Arc::new(network), config, settings);
+        let pool = Pool::new(dialer, config, settings);
         let credentials = Arc::new(ca.issue(&id("client")));
         let source = pool.source(credentials.clone(), Metadata::default()).expect("a source");
         let balance = Arc::new(WeightedRandom::new());
         let settings = ConnectorConfig::new();
         let connector = Connector::new(east, "shop", "client", &pool, credentials, balance, settings);
-        let near = direct("10.1.0.11:15008".parse().expect("an address"), "server");
+        let near = direct("127.81.1.11:15008".parse().expect("an address"), "server");
         let inner = TunnelledHop::new(FAR.parse().expect("an authority"), id("server").into());
         let far = direct(GATEWAY.parse().expect("an address"), "gateway").then(inner);
         Self {
@@ -153,31 +167,60 @@ fn direct(address: SocketAddr, account: &str) -> Path {
     Path::direct(DirectHop::new(address, id(account).into()))
 }
 
-fn serve<F, T>(network: &Network, address: SocketAddr, watch: Watch, serve: F)
-where
-    F: Fn(tokio::io::DuplexStream, Watch) -> T + Send + 'static,
-    T: Future<Output = ()> + Send + 'static,
-{
-    let mut listener = network.listen(address);
-    tokio::spawn(async move {
-        while let Some(stream) = listener.accept().await {
-            tokio::spawn(serve(stream, watch.clone()));
+impl Net {
+    fn dialer(&self) -> Arc<dyn Dial> {
+        match self {
+            Self::Memory(network) => Arc::new(network.clone()),
+            Self::Tcp => Arc::new(TcpDialer::new()),
         }
-    });
-}
+    }
 
-/// Answers one byte with one byte.
-fn application(network: &Network, ip: IpAddr) {
-    let mut listener = network.listen((ip, 8080).into());
-    tokio::spawn(async move {
-        while let Some(mut stream) = listener.accept().await {
-            tokio::spawn(async move {
+    /// Gives each connection to an address to `each`, in a task of its own.
+    fn listen<F, T>(&self, address: SocketAddr, each: F)
+    where
+        F: Fn(BoxStream) -> T + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        match self {
+            Self::Memory(network) => {
+                let mut listener = network.listen(address);
+                tokio::spawn(async move {
+                    while let Some(stream) = listener.accept().await {
+                        tokio::spawn(each(Box::new(stream)));
+                    }
+                });
+            }
+            Self::Tcp => {
+                let listener = tcp::listen(address).expect("a listener");
+                tokio::spawn(async move {
+                    while let Ok((stream, _)) = listener.accept().await {
+                        stream.set_nodelay(true).expect("an option");
+                        tokio::spawn(each(Box::new(stream)));
+                    }
+                });
+            }
+        }
+    }
+
+    fn serve<F, T>(&self, address: SocketAddr, watch: Watch, serve: F)
+    where
+        F: Fn(BoxStream, Watch) -> T + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        self.listen(address, move |stream| serve(stream, watch.clone()));
+    }
+
+    /// Answers one byte with one byte.
+    fn application(&self, ip: IpAddr) {
+        self.listen((ip, 8080).into(), |mut stream| async move {
+            let answering = async {
                 let byte = stream.read_u8().await?;
                 stream.write_u8(byte).await?;
                 stream.shutdown().await
-            });
-        }
-    });
+            };
+            answering.await.expect("an answer");
+        });
+    }
 }
 
 async fn nanoseconds_each<T: Future<Output = ()>>(times: usize, what: impl Fn() -> T) -> f64 {
@@ -286,8 +329,17 @@ async fn run(rounds: usize, scale: usize) {
         println!("{name:<44} {:>12.0}", median(times));
     }
 
-    let world = Arc::new(World::start());
-    let connections = 16_000 / scale;
+    println!("\n{:<44} {:>12}", format!("connections, {AT_A_TIME} at a time"), "per second");
+    compare("in memory", Net::Memory(Network::new()), rounds, 16_000 / scale).await;
+    // All of 127.0.0.0/8 is this machine's on Linux only.
+    if cfg!(target_os = "linux") {
+        compare("over TCP", Net::Tcp, rounds, 8_000 / scale).await;
+    }
+}
+
+/// Within a cluster and across clusters.
+async fn compare(name: &str, net: Net, rounds: usize, connections: usize) {
+    let world = Arc::new(World::start_on(net));
     let (mut near, mut far) = (Vec::new(), Vec::new());
     // The first connections open what the others share.
     rate(&world, NEAR, 160).await;
@@ -297,10 +349,9 @@ async fn run(rounds: usize, scale: usize) {
         far.push(rate(&world, FAR, connections).await);
     }
     let ratios = near.iter().zip(&far).map(|(near, far)| far / near).collect();
-    println!("\n{:<44} {:>12}", format!("connections, {AT_A_TIME} at a time"), "per second");
-    println!("{:<44} {:>12.0}", "within a cluster", median(near));
-    println!("{:<44} {:>12.0}", "across clusters", median(far));
-    println!("{:<44} {:>12.2}", "ratio, median of the rounds", median(ratios));
+    println!("{:<44} {:>12.0}", format!("{name}, within a cluster"), median(near));
+    println!("{:<44} {:>12.0}", format!("{name}, across clusters"), median(far));
+    println!("{:<44} {:>12.2}", format!("{name}, ratio, median of the rounds"), median(ratios));
 }
 
 fn main() {
