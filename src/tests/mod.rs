@@ -1,8 +1,8 @@
 //! Integration tests: whole tunnels over pipes, TCP and Unix sockets.
 
-mod harness;
+pub(crate) mod harness;
 mod peers;
-mod raw;
+pub(crate) mod raw;
 mod rust_source;
 
 mod any_bytes;
