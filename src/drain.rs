@@ -39,7 +39,7 @@ pub struct Drain {
 pub struct Watch {
     stage: watch::Receiver<Stage>,
     // Counts the watches: receivers do not, since one that waits is cloned.
-    _alive: Arc<()>,
+    _alive: Option<Arc<()>>,
 }
 
 /// How a drain ended.
@@ -56,7 +56,7 @@ pub struct Report {
 pub fn channel() -> (Drain, Watch) {
     let (sender, receiver) = watch::channel(Stage::Running);
     let alive = Arc::new(());
-    (Drain { stage: sender, watches: Arc::downgrade(&alive) }, Watch { stage: receiver, _alive: alive })
+    (Drain { stage: sender, watches: Arc::downgrade(&alive) }, Watch { stage: receiver, _alive: Some(alive) })
 }
 
 impl Drain {
@@ -84,6 +84,12 @@ impl Watch {
     /// Waits until the time for a graceful end is over. Never returns when the [`Drain`] is dropped. Cancel safe.
     pub async fn forced(&self) {
         self.reached(Stage::Forced).await;
+    }
+
+    /// A watch that holds the drain open and is not counted in a [`Report`]: for who only waits for others that are.
+    #[cfg(feature = "tower")]
+    pub(crate) fn uncounted(&self) -> Self {
+        Self { stage: self.stage.clone(), _alive: None }
     }
 
     /// Whether the drain has started.

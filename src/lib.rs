@@ -23,9 +23,9 @@
 //!
 //! Identity is checked at both ends of both, before a byte of HTTP/2; there is no plaintext fallback anywhere.
 //!
-//! Nothing here spawns, except the roles of [`proxy`]: a handshake returns a cheap handle and a driver, or a server to be
-//! polled, and the caller decides where these run. Decisions (routes, identities, policies, balancing) are pure functions
-//! over a [`mesh::Snapshot`].
+//! Nothing here spawns, except the roles of [`proxy`] and the listener of [`service`]: a handshake returns a cheap handle and
+//! a driver, or a server to be polled, and the caller decides where these run. Decisions (routes, identities, policies,
+//! balancing) are pure functions over a [`mesh::Snapshot`].
 //!
 //! # A tunnel inside a tunnel
 //!
@@ -44,6 +44,7 @@
 //! | move bytes | [`io`] |
 //! | route by a mesh | [`mesh`], [`route`], [`balance`], [`policy`] |
 //! | run a proxy | [`proxy`] |
+//! | serve or call HTTP without one | [`service`] |
 //! | end without losing anything | [`drain`] |
 //! | know what failed | [`Error`], [`Refusal`] |
 //!
@@ -55,6 +56,7 @@
 //! | `ring` | no | TLS by ring, without post-quantum key exchange. |
 //! | `mesh-file` | yes | [`mesh::Snapshot::load`]: the mesh from a YAML file. |
 //! | `proxy` | yes | The roles, over tokio's TCP. |
+//! | `tower` | no | [`service`]: HTTP servers and clients on HBONE, for hyper, axum and tonic. |
 //! | `test-util` | no | An in-memory network and a throwaway certificate authority. |
 
 pub mod balance;
@@ -71,6 +73,8 @@ pub mod pool;
 pub mod proxy;
 pub mod route;
 pub mod server;
+#[cfg(feature = "tower")]
+pub mod service;
 #[cfg(feature = "test-util")]
 pub mod testing;
 pub mod tls;

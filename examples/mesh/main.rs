@@ -3,6 +3,7 @@
 mod app;
 mod intruder;
 mod report;
+mod reuse;
 mod steps;
 mod wire;
 mod world;
@@ -44,9 +45,9 @@ async fn main() -> ExitCode {
 
 async fn run(args: &Args) -> Result<bool, Failure> {
     println!("Two clusters on loopback, east and west. Their pods use the same addresses, 10.42.0.10 and on.");
-    println!("The reviews service is global: one pod in east, three in west behind an east-west gateway.");
+    println!("The reviews service is global: one pod in east, three in west behind two east-west gateways.");
     let bar = spinner("starting both clusters");
-    let world = World::start().await?;
+    let mut world = World::start().await?;
     bar.finish_and_clear();
 
     let mut report = Report::default();
@@ -56,6 +57,10 @@ async fn run(args: &Args) -> Result<bool, Failure> {
     steps::intruders(&world, &mut report).await?;
     steps::impostor(&world, &mut report).await?;
     steps::local_service(&world, &mut report).await?;
+    reuse::handshakes_saved(&world, &mut report).await?;
+    reuse::pod_added(&mut world, &mut report).await?;
+    reuse::pod_killed(&world, &mut report).await?;
+    reuse::gateway_killed(&world, &mut report).await?;
     let held = report.summary();
 
     if args.serve {

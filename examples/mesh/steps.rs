@@ -125,9 +125,12 @@ pub(crate) async fn intruders(world: &World, report: &mut Report) -> Result<(), 
     let other = Ca::new();
     let before = world.touched();
     let attempts = [
-        ("without a certificate", intruder::without_certificate(world.gateway).await),
-        ("from another CA", intruder::with_certificate(world.gateway, &world.ca, &other, &client).await),
-        ("of another trust domain", intruder::with_certificate(world.gateway, &world.ca, &world.ca, &foreign).await),
+        ("without a certificate", intruder::without_certificate(world.gateways[0].address).await),
+        ("from another CA", intruder::with_certificate(world.gateways[0].address, &world.ca, &other, &client).await),
+        (
+            "of another trust domain",
+            intruder::with_certificate(world.gateways[0].address, &world.ca, &world.ca, &foreign).await,
+        ),
     ];
     for (who, attempt) in &attempts {
         let heard = attempt.as_ref().err().map_or("it got in".to_owned(), ToString::to_string);

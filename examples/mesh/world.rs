@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::balance::WeightedRandom;
-use hbone::connector::{Connector, ConnectorConfig, MeshWatch};
+use hbone::balance::{LeastRequests, WeightedRandom};
+use hbone::connector::{Connector, ConnectorConfig};
 use hbone::drain::{self, Drain, Watch};
 use hbone::mesh::{Network, Snapshot};
 use hbone::pool::{Pool, PoolConfig};
@@ -14,15 +14,17 @@ use hbone::testing::Ca;
 use hbone::tls::Credentials;
 use hbone::{Config, SpiffeId, TrustDomains};
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::Failure;
 use crate::app::{self, Count};
 use crate::wire::{Fabric, Tap};
 
-const GATEWAY: &str = "10.99.0.2:15008";
+const GATEWAYS: [&str; 2] = ["10.99.0.2:15008", "10.99.0.3:15008"];
 const GATEWAY_EAST: &str = "10.99.0.1:15008";
 pub(crate) const REVIEWS: &str = "reviews.shop.svc.cluster.local";
+pub(crate) const RATINGS: &str = "ratings.shop.svc.cluster.local";
 
 /// A pod: what happened to it, for the steps to look at.
 pub(crate) struct Pod {
@@ -31,6 +33,16 @@ pub(crate) struct Pod {
     pub(crate) connections: Count,
     /// Requests that reached its application.
     pub(crate) hits: Count,
+    proxy: AbortHandle,
+}
+
+/// A gateway of cluster west.
+pub(crate) struct GatewayProcess {
+    /// Connections that reached it.
+    pub(crate) connections: Count,
+    /// Where it really listens.
+    pub(crate) address: SocketAddr,
+    process: AbortHandle,
 }
 
 pub(crate) struct World {
@@ -42,8 +54,8 @@ pub(crate) struct World {
     pub(crate) outbound_west: Outbound,
     /// Where the client pod's proxy takes SOCKS5.
     pub(crate) socks5: SocketAddr,
-    /// Where the gateway really listens.
-    pub(crate) gateway: SocketAddr,
+    /// The two gateways of west.
+    pub(crate) gateways: Vec<GatewayProcess>,
     /// Between the clusters.
     pub(crate) link: Tap,
     /// What the gateway has in its hands: what it passes on to pods.
@@ -52,6 +64,8 @@ pub(crate) struct World {
     pub(crate) plain: Tap,
     /// Why the gateway refused connections.
     pub(crate) refusals: Refusals,
+    east: Cluster,
+    west: Cluster,
     /// Never started: the demo ends with its process.
     _drain: Drain,
 }
@@ -68,7 +82,9 @@ impl Refusals {
 
 /// What the proxies of one cluster share.
 struct Cluster {
-    mesh: MeshWatch,
+    /// The file that the mesh is read from, and its text.
+    file: (&'static str, String),
+    mesh: tokio::sync::watch::Sender<Snapshot>,
     fabric: Fabric,
     trusted: TrustDomains,
     config: Arc<Config>,
@@ -81,9 +97,10 @@ impl World {
         let (drain, watch) = drain::channel();
         let (link, in_gateway, plain) = (Tap::default(), Tap::default(), Tap::default());
         let (refused, refusals) = mpsc::unbounded_channel();
-        let cluster = |name, file, text| -> Result<Cluster, Failure> {
+        let cluster = |name, file, text: &str| -> Result<Cluster, Failure> {
             Ok(Cluster {
-                mesh: tokio::sync::watch::channel(Snapshot::parse(file, text)?).1,
+                file: (file, text.to_owned()),
+                mesh: tokio::sync::watch::channel(Snapshot::parse(file, text)?).0,
                 fabric: Fabric::new(name),
                 trusted: TrustDomains::new("cluster.local".parse()?),
                 config: Arc::new(Config::new()),
@@ -97,14 +114,21 @@ impl World {
         for name in ["reviews-w1", "reviews-w2", "reviews-w3"] {
             pods.push(west.pod(name, "reviews", &ca, Some(&in_gateway), &plain)?);
         }
+        for name in ["ratings-w1", "ratings-w2", "ratings-w3"] {
+            pods.push(west.pod(name, "ratings", &ca, Some(&in_gateway), &plain)?);
+        }
         // Somebody runs a pod of the payments service under another service account.
         pods.push(west.pod("payments", "mallory", &ca, Some(&in_gateway), &plain)?);
         pods.push(west.pod("ledger", "ledger", &ca, Some(&in_gateway), &plain)?);
 
-        let gateway = west.gateway("west", issue(&ca, "istio-gateways", "gateway-west")?, refused.clone())?;
-        east.fabric.place_tapped(GATEWAY.parse()?, gateway, &link);
+        let mut gateways = Vec::new();
+        for address in GATEWAYS {
+            let gateway = west.gateway("west", issue(&ca, "istio-gateways", "gateway-west")?, refused.clone())?;
+            east.fabric.place_tapped(address.parse()?, gateway.address, &link);
+            gateways.push(gateway);
+        }
         let back = east.gateway("east", issue(&ca, "istio-gateways", "gateway-east")?, refused)?;
-        west.fabric.place(GATEWAY_EAST.parse()?, back);
+        west.fabric.place(GATEWAY_EAST.parse()?, back.address);
 
         let outbound = east.client("client", issue(&ca, "shop", "client")?)?;
         let outbound_west = west.client("client-w", issue(&ca, "shop", "client")?)?;
@@ -116,11 +140,13 @@ impl World {
             outbound,
             outbound_west,
             socks5,
-            gateway,
+            gateways,
             link,
             in_gateway,
             plain,
             refusals,
+            east,
+            west,
             _drain: drain,
         })
     }
@@ -129,9 +155,48 @@ impl World {
     pub(crate) fn touched(&self) -> usize {
         self.pods.iter().map(|pod| pod.connections.get() + pod.hits.get()).sum()
     }
+
+    /// Starts one more pod of the ratings service, and has both control planes tell of it.
+    pub(crate) fn add_ratings_pod(&mut self) -> Result<(), Failure> {
+        let pod = self.west.pod("ratings-w4", "ratings", &self.ca, Some(&self.in_gateway), &self.plain)?;
+        self.pods.push(pod);
+        self.west.change("  status: UNHEALTHY\n", "")?;
+        let (three, four) = ("  capacity: 3\n", "  capacity: 4\n");
+        let at = "name: ratings-in-west\n  namespace: shop\n  serviceAccount: ratings\n  network: west\n  clusterId: west\n  protocol: HBONE\n";
+        self.east.change(&format!("{at}{three}"), &format!("{at}{four}"))
+    }
+
+    pub(crate) fn pod(&self, name: &str) -> Result<&Pod, Failure> {
+        Ok(self.pods.iter().find(|pod| pod.name == name).ok_or_else(|| format!("no pod {name}"))?)
+    }
+}
+
+impl Pod {
+    /// As `kill -9` does: the proxy's connections break off, and its port is closed.
+    pub(crate) fn kill(&self) {
+        self.proxy.abort();
+    }
+}
+
+impl GatewayProcess {
+    /// As `kill -9` does.
+    pub(crate) fn kill(&self) {
+        self.process.abort();
+    }
 }
 
 impl Cluster {
+    /// What the control plane says from now on: the same with one change.
+    fn change(&mut self, from: &str, to: &str) -> Result<(), Failure> {
+        let (file, text) = &mut self.file;
+        if !text.contains(from) {
+            return Err(format!("{file} has no {from:?}").into());
+        }
+        *text = text.replace(from, to);
+        self.mesh.send_replace(Snapshot::parse(*file, text)?);
+        Ok(())
+    }
+
     /// Starts a pod's application and its proxy, at the pod's address in this cluster.
     fn pod(
         &self,
@@ -145,7 +210,7 @@ impl Cluster {
         let (connections, hits) = (Count::default(), Count::default());
         self.fabric.place_tapped((ip, 8080).into(), app::serve(name, hits.clone())?, plain);
         let inbound = Inbound::new(
-            self.mesh.clone(),
+            self.mesh.subscribe(),
             "shop",
             name,
             Arc::new(issue(ca, "shop", service_account)?),
@@ -160,7 +225,7 @@ impl Cluster {
             None => self.fabric.place(hbone.0, hbone.1),
         }
         let accepted = connections.clone();
-        tokio::spawn(tcp::accept_each(listener, self.watch.clone(), move |stream, peer, drain| {
+        let proxy = tokio::spawn(tcp::accept_each(listener, self.watch.clone(), move |stream, peer, drain| {
             accepted.add();
             let inbound = inbound.clone();
             async move {
@@ -168,13 +233,13 @@ impl Cluster {
                 let _ = inbound.serve(stream, Some(peer), &drain).await;
             }
         }));
-        Ok(Pod { name, connections, hits })
+        Ok(Pod { name, connections, hits, proxy: proxy.abort_handle() })
     }
 
     /// The proxy of a client pod.
     fn client(&self, name: &str, credentials: Credentials) -> Result<Outbound, Failure> {
         let pool = Pool::new(Arc::new(self.fabric.clone()), self.config.clone(), PoolConfig::new());
-        let (mesh, balance) = (self.mesh.clone(), Arc::new(WeightedRandom::new()));
+        let (mesh, balance) = (self.mesh.subscribe(), Arc::new(WeightedRandom::new()));
         let settings = ConnectorConfig::new();
         let connector = Connector::new(mesh, "shop", name, &pool, Arc::new(credentials), balance, settings)?;
         Ok(Outbound::new(connector))
@@ -186,19 +251,22 @@ impl Cluster {
         network: &str,
         credentials: Credentials,
         refused: mpsc::UnboundedSender<String>,
-    ) -> Result<SocketAddr, Failure> {
+    ) -> Result<GatewayProcess, Failure> {
         let gateway = Gateway::new(
-            self.mesh.clone(),
+            self.mesh.subscribe(),
             Network::new(network),
             Arc::new(credentials),
             self.trusted.clone(),
             Arc::new(self.fabric.clone()),
-            Arc::new(WeightedRandom::new()),
+            Arc::new(LeastRequests::new()),
             self.config.clone(),
         );
         let listener = tcp::listen(([127, 0, 0, 1], 0).into())?;
         let address = listener.local_addr()?;
-        tokio::spawn(tcp::accept_each(listener, self.watch.clone(), move |stream, peer, drain| {
+        let connections = Count::default();
+        let count = connections.clone();
+        let process = tokio::spawn(tcp::accept_each(listener, self.watch.clone(), move |stream, peer, drain| {
+            count.add();
             let (gateway, refused) = (gateway.clone(), refused.clone());
             async move {
                 if let Err(error) = gateway.serve(stream, Some(peer), &drain).await {
@@ -207,7 +275,7 @@ impl Cluster {
                 }
             }
         }));
-        Ok(address)
+        Ok(GatewayProcess { connections, address, process: process.abort_handle() })
     }
 
     fn address(&self, name: &str) -> Result<IpAddr, Failure> {

@@ -249,7 +249,7 @@ async fn the_demo_mesh_keeps_all_of_its_promises() {
     let ended = run("mesh", &[]).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{}", ended.stdout);
     assert!(!ended.stdout.contains("NO  "), "{}", ended.stdout);
-    assert!(ended.stdout.ends_with("\n6 of 6 steps held.\n"), "{}", ended.stdout);
+    assert!(ended.stdout.ends_with("\n10 of 10 steps held.\n"), "{}", ended.stdout);
 }
 
 #[tokio::test]
@@ -257,4 +257,14 @@ async fn echo_prints_its_line() {
     let ended = run("echo", &[]).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
     assert_eq!(ended.stdout, "hello through two tunnels\n");
+}
+
+#[cfg(feature = "tower")]
+#[rstest]
+#[tokio::test]
+async fn the_readme_shows_what_the_http_examples_print(#[values("http_server", "http_client")] name: &str) {
+    let ended = run(name, &[]).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    let shown = format!("--features tower --example {name}\n{}```\n", ended.stdout);
+    assert!(include_str!("../README.md").contains(&shown), "{}", ended.stdout);
 }

@@ -185,15 +185,19 @@ fn listen(what: &str, address: SocketAddr) -> Result<tokio::net::TcpListener, Bo
 }
 
 /// Lets a connection run until it ends or the drain is over.
-async fn until_forced(
+fn until_forced(
     drain: drain::Watch,
     peer: SocketAddr,
-    connection: impl Future<Output = hbone::Result<RelayStats>>,
-) {
-    tokio::select! {
-        result = connection => if let Err(error) = result {
-            tracing::warn!(%peer, %error, "outbound connection");
-        },
-        () = drain.forced() => {}
+    connection: impl Future<Output = hbone::Result<RelayStats>> + Send + 'static,
+) -> impl Future<Output = ()> + Send {
+    // An async function would keep its argument twice.
+    let connection = Box::pin(connection);
+    async move {
+        tokio::select! {
+            result = connection => if let Err(error) = result {
+                tracing::warn!(%peer, %error, "outbound connection");
+            },
+            () = drain.forced() => {}
+        }
     }
 }

@@ -181,7 +181,7 @@ impl Client {
             .map_err(|e| self.shared.explain(e, Layer::Connect, DOING))?;
         let response = response.await.map_err(|e| self.shared.explain(e, Layer::Connect, DOING))?;
         let (head, recv) = response.into_parts();
-        let metadata = Metadata::from_headers(&head.headers);
+        let metadata = Box::new(Metadata::from_headers(&head.headers));
         let mut tunnel = TunnelStream::new(recv, send, self.shared.clone(), Some(slot), authority.clone(), metadata);
         if head.status.is_success() {
             return Ok(tunnel);

@@ -1,5 +1,6 @@
 //! Moving bytes: [`BytesRead`] and [`BytesWrite`], which hand [`Bytes`] on without copying, an adapter for any other byte
-//! stream, and [`relay`] between two of them. [`Stream`] and [`Dial`] are what connections are put on.
+//! stream, and [`relay`] between two of them. [`Stream`], [`Dial`] and [`Accept`] are what connections
+//! are put on.
 
 mod plain;
 mod read_ahead;
@@ -18,7 +19,7 @@ pub use plain::Plain;
 pub use read_ahead::ReadAhead;
 pub use relay::{RelayEnd, RelayError, RelayOperation, RelayStats, relay};
 pub(crate) use stream::dial;
-pub use stream::{BoxStream, Dial, Stream};
+pub use stream::{Accept, Accepted, BoxStream, Dial, Stream};
 
 /// A reader that hands out what it has received as [`Bytes`], without copying.
 pub trait BytesRead: AsyncRead {
@@ -80,7 +81,10 @@ fn buffer_size(read: u64) -> usize {
     BUFFERS.iter().rev().find(|(from, _)| read >= *from).map_or(BUFFERS[0].1, |(_, size)| *size)
 }
 
-/// When to give an empty read buffer back: at the second vain look in a row. A busy stream is often drained for a moment,
+/// Allocators have pieces of this size at hand.
+const CHEAP: usize = 16 << 10;
+
+/// When to give an empty read buffer back: a large one at the second vain look in a row. A busy stream is often drained for a moment,
 /// and an allocation of this size costs more than a read; an idle one is looked at again by its keepalive at the latest.
 #[derive(Debug, Default)]
 struct Spare {
@@ -93,7 +97,8 @@ impl Spare {
     }
 
     fn unused(&mut self, buffer: &mut BytesMut) {
-        if std::mem::replace(&mut self.vain, true) {
+        // A small one is cheap to get again, and many idle streams would each hold one.
+        if std::mem::replace(&mut self.vain, true) || buffer.capacity() <= CHEAP {
             *buffer = BytesMut::new();
         }
     }

@@ -5,9 +5,11 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
@@ -36,6 +38,31 @@ impl<S: Stream + ?Sized> Stream for Box<S> {
 pub trait Dial: fmt::Debug + Send + Sync {
     /// Connects to `address`. Timeouts are the caller's business.
     fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>>;
+}
+
+/// A byte stream that somebody opened, with the address of its peer where there is such a thing.
+pub type Accepted<S> = io::Result<(S, Option<SocketAddr>)>;
+
+/// Takes the byte streams that others open: a socket that listens, a queue (`mpsc::Receiver`) that something else fills, or
+/// the tunnels of a connection further out. The hook for an embedder's own transport.
+pub trait Accept {
+    /// What is taken.
+    type Io: Stream + 'static;
+
+    /// Waits for the next one. `None` when no more will come. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// What kept one from being taken, mostly a lack of file descriptors. That is no end: the next may succeed.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<Self::Io>>>;
+}
+
+impl<S: Stream + 'static> Accept for mpsc::Receiver<S> {
+    type Io = S;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<S>>> {
+        self.poll_recv(cx).map(|stream| stream.map(|stream| Ok((stream, None))))
+    }
 }
 
 /// Dials within this time.

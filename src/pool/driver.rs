@@ -10,7 +10,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Inner;
 use super::dial::BoxDriver;
+use super::lease::Connection;
 use super::state::ConnId;
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::tunnel::Slots;
 
 /// Drives one connection, and tells the pool what changes.
@@ -18,9 +20,20 @@ pub(super) struct Driven {
     pool: Weak<Inner>,
     id: ConnId,
     driver: BoxDriver,
+    /// Does not keep the connection open.
+    connection: Weak<Connection>,
     slots: Arc<Slots>,
-    limit: usize,
+    told: Told,
     load: Load,
+}
+
+/// What the pool knows of a connection.
+#[derive(Clone, Copy)]
+struct Told {
+    limit: usize,
+    /// The peer has said something.
+    settled: bool,
+    closed: bool,
 }
 
 /// How much of its time a task is at work.
@@ -34,43 +47,65 @@ struct Load {
 const WINDOW: Duration = Duration::from_millis(100);
 
 impl Driven {
-    pub(super) fn new(pool: Weak<Inner>, id: ConnId, driver: BoxDriver, slots: Arc<Slots>) -> Self {
-        let load = Load { since: Instant::now(), worked: Duration::ZERO, busy: false };
-        Self { pool, id, driver, limit: slots.limit(), slots, load }
+    pub(super) fn new(pool: Weak<Inner>, connection: &Arc<Connection>, driver: BoxDriver) -> Self {
+        let slots = connection.client.slots().clone();
+        Self {
+            pool,
+            id: connection.id,
+            driver,
+            connection: Arc::downgrade(connection),
+            told: Told { limit: slots.limit(), settled: false, closed: false },
+            slots,
+            load: Load { since: Instant::now(), worked: Duration::ZERO, busy: false },
+        }
     }
+
+    /// Tells the pool what has changed.
+    fn tell(&mut self, busy: Option<bool>, result: &Poll<Result<()>>) {
+        let before = self.told;
+        let heard = || self.connection.upgrade().is_none_or(|connection| connection.client.reads() > 0);
+        let (limit, closed) = (self.slots.limit(), self.slots.is_closed());
+        self.told = Told { limit, settled: before.settled || heard(), closed };
+        let stillborn = match result {
+            Poll::Ready(result) if !self.told.settled => Some(result.clone().err().unwrap_or_else(unheard)),
+            _ => None,
+        };
+        let news = limit > before.limit || closed != before.closed || self.told.settled != before.settled;
+        if !news && busy.is_none() {
+            return;
+        }
+        let Some(pool) = self.pool.upgrade() else { return };
+        pool.step(|state, now| match (stillborn, closed) {
+            (Some(error), _) => state.failed(self.id, error, now),
+            // Also when the pool gives no places on it any more: those inside it have to know.
+            (None, true) => state.doomed(self.id, now),
+            (None, false) => {
+                state.changed(self.id, now);
+                if let Some(busy) = busy {
+                    state.busy(self.id, busy, now);
+                }
+            }
+        });
+    }
+}
+
+fn unheard() -> Error {
+    Error::new(ErrorKind::Closed, Layer::Http2, Side::Remote, "waiting for the peer's HTTP/2 preface")
 }
 
 impl Future for Driven {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
         let began = Instant::now();
-        let result = this.driver.as_mut().poll(cx);
-        let busy = this.load.add(began, Instant::now());
-        let limit = this.slots.limit();
-        let closed = this.slots.is_closed();
-        if limit > this.limit || closed || busy.is_some() {
-            this.limit = limit;
-            if let Some(pool) = this.pool.upgrade() {
-                pool.step(|state, now| {
-                    state.changed(this.id, now);
-                    if let Some(busy) = busy {
-                        state.busy(this.id, busy, now);
-                    }
-                });
+        let result = self.driver.as_mut().poll(cx);
+        let busy = self.load.add(began, Instant::now());
+        self.tell(busy, &result);
+        result.map(|result| {
+            if let Err(error) = result {
+                tracing::debug!(%error, "connection ended");
             }
-        }
-        this.limit = limit;
-        match result {
-            Poll::Ready(result) => {
-                if let Err(error) = result {
-                    tracing::debug!(%error, "connection ended");
-                }
-                Poll::Ready(())
-            }
-            Poll::Pending => Poll::Pending,
-        }
+        })
     }
 }
 

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use futures_util::future::{AbortHandle, Abortable};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
-use tokio::task::AbortHandle;
+use tokio::task;
 use tokio::time::Instant;
 
 use super::dial::{self, Dialled};
@@ -44,7 +45,7 @@ struct Locked {
     state: Machine,
     sources: HashMap<SourceId, Arc<SourceShared>>,
     next_source: SourceId,
-    dials: HashMap<ConnId, AbortHandle>,
+    dials: HashMap<ConnId, task::AbortHandle>,
     /// By how deep they are nested.
     drivers: HashMap<ConnId, (usize, AbortHandle)>,
     /// What the timer task sleeps until, if there is one.
@@ -116,7 +117,7 @@ impl Inner {
 
     pub(super) async fn checkout(pool: &Weak<Self>, source: &SourceShared, key: Key, inner: bool) -> Result<Lease> {
         let mut waiting = {
-            let Some(strong) = pool.upgrade() else { return Err(dial::gone()) };
+            let Some(strong) = pool.upgrade() else { return Err(dial::gone("the pool is gone")) };
             strong.runtime.get_or_init(Handle::current);
             if source.has_rotated() {
                 strong.step(|state, now| state.source_ended(source.id, None, now));
@@ -128,7 +129,7 @@ impl Inner {
             let id = strong.step(|state, now| state.enqueue(&key, Waiter { sender, inner }, now))?;
             Waiting { pool: pool.clone(), key, id, receiver }
         };
-        (&mut waiting.receiver).await.unwrap_or_else(|_| Err(dial::gone()))
+        (&mut waiting.receiver).await.unwrap_or_else(|_| Err(dial::gone("the pool is gone")))
     }
 
     fn lease(self: &Arc<Self>, grant: Grant<Arc<Connection>>, inner: bool) -> Lease {
@@ -155,7 +156,19 @@ impl Inner {
     }
 
     fn act(self: &Arc<Self>, mut locked: MutexGuard<'_, Locked>, now: Instant) {
-        let actions = locked.state.take_actions();
+        let mut rest = Vec::new();
+        loop {
+            let actions = locked.state.take_actions();
+            if actions.is_empty() {
+                break;
+            }
+            for action in actions {
+                match action {
+                    Action::Dial { id, key, covered } => self.dial(&mut locked, id, key, covered, now),
+                    other => rest.push(other),
+                }
+            }
+        }
         if let Some(next) = locked.state.next_tick() {
             match locked.timer {
                 Some(at) if at <= next => {}
@@ -169,13 +182,6 @@ impl Inner {
                         runtime.spawn(timer(Arc::downgrade(self)));
                     }
                 }
-            }
-        }
-        let mut rest = Vec::new();
-        for action in actions {
-            match action {
-                Action::Dial { id, key, covered } => self.dial(&mut locked, id, key, covered, now),
-                other => rest.push(other),
             }
         }
         drop(locked);
@@ -192,7 +198,8 @@ impl Inner {
 
     fn dial(self: &Arc<Self>, locked: &mut Locked, id: ConnId, key: Key, covered: Vec<super::Backend>, now: Instant) {
         let (Some(source), Some(runtime)) = (locked.sources.get(&key.source).cloned(), self.runtime.get()) else {
-            return;
+            // It was wanted by a dial inside, which did not know yet.
+            return locked.state.dialled(id, Err(dial::gone("the source identity was removed")), now);
         };
         let pool = Arc::downgrade(self);
         let (depth, spread) = (key.path.depth(), matches!(key.path.reuse(), Reuse::Spread(_)));
@@ -210,29 +217,22 @@ impl Inner {
         let now = Instant::now();
         let mut locked = self.lock();
         locked.dials.remove(&id);
+        let mut driven = None;
         let result = result.map(|dialled| {
             let Dialled { client, driver, identities, parent, backend } = dialled;
-            let driven = Driven::new(Arc::downgrade(self), id, driver, client.slots().clone());
             let untold = spread && backend.is_none();
             let handle = Arc::new(Connection::new(id, client, identities, untold));
-            (Landed { handle, parent, backend }, driven)
+            let (abort, registration) = AbortHandle::new_pair();
+            driven = Some(Abortable::new(Driven::new(Arc::downgrade(self), &handle, driver), registration));
+            locked.drivers.insert(id, (depth, abort));
+            Landed { handle, parent, backend }
         });
-        let driven = match result {
-            Ok((landed, driven)) => {
-                locked.state.dialled(id, Ok(landed), now);
-                Some(driven)
-            }
-            Err(error) => {
-                locked.state.dialled(id, Err(error), now);
-                None
-            }
-        };
-        // Only now: its end must not be reported before its beginning.
-        if let (Some(driven), Some(runtime)) = (driven, self.runtime.get()) {
-            let task = runtime.spawn(driven);
-            locked.drivers.insert(id, (depth, task.abort_handle()));
-        }
+        locked.state.dialled(id, result, now);
         self.act(locked, now);
+        // Only now, when its beginning is known and nothing is locked: where no task can be started any more, it ends here.
+        if let (Some(driven), Some(runtime)) = (driven, self.runtime.get()) {
+            runtime.spawn(driven);
+        }
     }
 
     /// A connection's driver has ended.
@@ -265,13 +265,24 @@ impl Inner {
     }
 
     /// The outermost hop of a path to which there is no connection.
-    pub(super) fn first_without(&self, source: SourceId, path: &Path) -> Option<usize> {
+    fn first_without(&self, source: SourceId, path: &Path) -> Option<usize> {
         let mut paths = vec![path.clone()];
         while let Some((parent, _)) = paths.last().and_then(Path::parent) {
             paths.push(parent);
         }
         let locked = self.lock();
         paths.into_iter().rev().position(|path| !locked.state.is_connected(&Key { source, path }))
+    }
+
+    /// What it means that waiting for a connection along `path` took too long: the first hop that has none has stalled.
+    /// `None` when all have one.
+    pub(super) fn stalled(&self, source: SourceId, path: &Path) -> Option<Error> {
+        let hop = self.first_without(source, path)?;
+        let error = Error::new(ErrorKind::Timeout, Layer::Dial, Side::Remote, "waiting for a connection").with_hop(hop);
+        Some(match hop.checked_sub(1) {
+            None => error.with_peer(path.first().address),
+            Some(inner) => error.with_peer(&path.tunnelled()[inner].authority),
+        })
     }
 
     pub(super) fn tunnels(&self) -> usize {
@@ -318,7 +329,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let locked = self.locked.get_mut().unwrap_or_else(PoisonError::into_inner);
-        locked.dials.values().for_each(AbortHandle::abort);
+        locked.dials.values().for_each(task::AbortHandle::abort);
         self.wake.notify_one();
     }
 }

@@ -123,16 +123,14 @@ impl Pool {
     /// What it means that waiting for a tunnel along `path` took too long: the first hop that has no connection has stalled,
     /// else the far end has.
     pub(crate) fn timed_out(&self, source: &Source, path: &Path) -> Error {
-        let stuck = self.0.first_without(source.shared.id, path);
-        let (layer, doing) = match stuck {
-            Some(_) => (Layer::Dial, "waiting for a connection"),
-            None => (Layer::Connect, "waiting for the answer to a CONNECT"),
-        };
-        let error = Error::new(ErrorKind::Timeout, layer, Side::Remote, doing);
-        match stuck.unwrap_or(path.depth() - 1) {
-            0 => error.with_hop(0).with_peer(path.first().address),
-            hop => error.with_hop(hop).with_peer(&path.tunnelled()[hop - 1].authority),
-        }
+        self.0.stalled(source.shared.id, path).unwrap_or_else(|| {
+            let doing = "waiting for the answer to a CONNECT";
+            let error = Error::new(ErrorKind::Timeout, Layer::Connect, Side::Remote, doing).with_hop(path.depth() - 1);
+            match path.tunnelled().last() {
+                None => error.with_peer(path.first().address),
+                Some(hop) => error.with_peer(&hop.authority),
+            }
+        })
     }
 
     /// How many of each there are now. Looks at every connection.

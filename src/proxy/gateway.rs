@@ -131,37 +131,38 @@ impl Gateway {
 
 impl Inner {
     async fn tunnel(&self, mut incoming: Incoming) {
-        let peer = incoming.peer_identity().map(ToString::to_string).unwrap_or_default();
-        let target = incoming.authority().clone();
+        let (peer, target) = (incoming.peer_identity().cloned(), incoming.authority().clone());
+        let peer = peer.as_ref().map(tracing::field::display);
         let known = self.tokens.known(incoming.metadata());
         let reached = tokio::select! {
-            reached = self.reach(&target, &known) => reached,
+            // Boxed, so that its memory is free again while bytes flow, or don't.
+            reached = Box::pin(self.reach(&target, &known)) => reached,
             () = incoming.cancelled() => {
-                tracing::debug!(%peer, %target, "given up by the client");
+                tracing::debug!(peer, %target, "given up by the client");
                 return;
             }
         };
-        let (pod, backend) = match reached {
+        let (mut pod, backend) = match reached {
             Ok(reached) => reached,
             Err(refusal) => {
-                tracing::info!(%peer, %target, %refusal, "tunnel refused");
+                tracing::info!(peer, %target, %refusal, "tunnel refused");
                 return incoming.reject(&refusal);
             }
         };
         let Backend { workload, in_flight, .. } = backend;
-        tracing::debug!(%peer, %target, pod = %workload.name, "tunnel opened");
+        tracing::debug!(peer, %target, pod = %workload.name, "tunnel opened");
         let answer = Metadata::default().with_backend(self.tokens.of(&workload));
         let ended = match incoming.accept(&answer) {
-            Ok(tunnel) => splice(tunnel, pod).await,
+            Ok(mut tunnel) => splice(&mut tunnel, &mut pod).await,
             Err(error) => Err(error),
         };
         drop(in_flight);
         let pod = &workload.name;
         match ended {
             Ok(stats) => {
-                tracing::debug!(%peer, %target, %pod, received = stats.a_to_b, sent = stats.b_to_a, "tunnel ended")
+                tracing::debug!(peer, %target, %pod, received = stats.a_to_b, sent = stats.b_to_a, "tunnel ended")
             }
-            Err(error) => tracing::debug!(%peer, %target, %pod, %error, "tunnel broke"),
+            Err(error) => tracing::debug!(peer, %target, %pod, %error, "tunnel broke"),
         }
     }
 

@@ -18,6 +18,7 @@ use crate::refusal::{Refusal, RefusalReason};
 use crate::route;
 use crate::server::Incoming;
 use crate::tls::{Acceptor, CredentialSource};
+use crate::tunnel::TunnelStream;
 
 /// Serves one workload: takes tunnels to it, checks them against its policies, and connects them to its application.
 #[derive(Clone, Debug)]
@@ -68,41 +69,57 @@ impl Inbound {
 }
 
 impl Inner {
-    async fn tunnel(&self, mut incoming: Incoming, from: Option<SocketAddr>) {
-        let peer = incoming.peer_identity().map(ToString::to_string).unwrap_or_default();
-        let target = incoming.authority().to_string();
+    async fn tunnel(&self, incoming: Incoming, from: Option<SocketAddr>) {
+        let (peer, target) = (incoming.peer_identity().cloned(), incoming.authority().clone());
+        let peer = peer.as_ref().map(tracing::field::display);
+        // Boxed, so that its memory is free again while bytes flow, or don't.
+        let ended = match Box::pin(self.open(incoming, from)).await {
+            Ok(Some(mut ends)) => splice(&mut ends.0, &mut ends.1).await,
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        match ended {
+            Ok(stats) => {
+                tracing::debug!(peer, %target, received = stats.a_to_b, sent = stats.b_to_a, "tunnel ended")
+            }
+            Err(error) => tracing::debug!(peer, %target, %error, "tunnel broke"),
+        }
+    }
+
+    /// Connects a tunnel that is asked for to its application. `None` when it was refused, or given up by the client.
+    async fn open(
+        &self,
+        mut incoming: Incoming,
+        from: Option<SocketAddr>,
+    ) -> Result<Option<Box<(TunnelStream, Unfinished)>>> {
+        let (peer, target) = (incoming.peer_identity().cloned(), incoming.authority().clone());
+        let peer = peer.as_ref().map(tracing::field::display);
         let (destination, workload) = match self.decide(&incoming, from) {
             Ok(decision) => decision,
             Err(refusal) => {
-                tracing::info!(%peer, %target, %refusal, "tunnel refused");
-                return incoming.reject(&refusal);
+                tracing::info!(peer, %target, %refusal, "tunnel refused");
+                incoming.reject(&refusal);
+                return Ok(None);
             }
         };
         let dialled = tokio::select! {
             dialled = dial(&*self.dialer, destination, self.config.dial_timeout) => dialled,
             () = incoming.cancelled() => {
-                tracing::debug!(%peer, %target, "given up by the client");
-                return;
+                tracing::debug!(peer, %target, "given up by the client");
+                return Ok(None);
             }
         };
         let application = match dialled {
             Ok(application) => Unfinished::new(application),
             Err(error) => {
-                tracing::info!(%peer, %target, %error, "application not reached");
-                return incoming.reject(&unreachable(&error, "application"));
+                tracing::info!(peer, %target, %error, "application not reached");
+                incoming.reject(&unreachable(&error, "application"));
+                return Ok(None);
             }
         };
+        tracing::debug!(peer, %target, %destination, "tunnel opened");
         let answer = Metadata::default().with_baggage(workload.baggage());
-        let ended = match incoming.accept(&answer) {
-            Ok(tunnel) => splice(tunnel, application).await,
-            Err(error) => Err(error),
-        };
-        match ended {
-            Ok(stats) => {
-                tracing::debug!(%peer, %target, %destination, received = stats.a_to_b, sent = stats.b_to_a, "tunnel ended")
-            }
-            Err(error) => tracing::debug!(%peer, %target, %destination, %error, "tunnel broke"),
-        }
+        Ok(Some(Box::new((incoming.accept(&answer)?, application))))
     }
 
     fn decide(&self, incoming: &Incoming, from: Option<SocketAddr>) -> Result<(SocketAddr, Arc<Workload>), Refusal> {

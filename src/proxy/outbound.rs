@@ -7,7 +7,6 @@ use crate::authority::Authority;
 use crate::connector::{Connected, Connector};
 use crate::error::Result;
 use crate::io::{RelayStats, Stream};
-use crate::route::Route;
 
 /// Serves one workload: sends each of its connections through a tunnel of its [`Connector`].
 #[derive(Clone, Debug)]
@@ -43,9 +42,10 @@ impl Outbound {
         target: &Authority,
         from: Option<SocketAddr>,
     ) -> Result<RelayStats> {
-        let stream = Unfinished::new(Box::new(stream));
-        let connected = self.connect(target, from).await?;
-        Self::join(connected, stream).await
+        let stream = Box::new(Unfinished::new(Box::new(stream)));
+        // Boxed, so that its memory is free again while bytes flow, or don't.
+        let connected = Box::pin(self.connect(target, from)).await?;
+        Self::join(Box::new(connected), stream).await
     }
 
     /// Joins an application's connection with the tunnel opened for it, until both have ended. When dropped, the connection
@@ -55,16 +55,15 @@ impl Outbound {
     ///
     /// Why the connection broke, on whichever side. The other side then sees it fail, not end.
     pub async fn carry(&self, connected: Connected, stream: impl Stream + 'static) -> Result<RelayStats> {
-        Self::join(connected, Unfinished::new(Box::new(stream))).await
+        Self::join(Box::new(connected), Box::new(Unfinished::new(Box::new(stream)))).await
     }
 
-    async fn join(connected: Connected, stream: Unfinished) -> Result<RelayStats> {
-        let Connected { tunnel, route, identities } = connected;
-        let Route { authority: target, in_flight, .. } = route;
-        let result = splice(tunnel, stream).await;
-        drop(in_flight);
+    async fn join(mut connected: Box<Connected>, mut stream: Box<Unfinished>) -> Result<RelayStats> {
+        let result = splice(&mut connected.tunnel, &mut stream).await;
         if let Ok(stats) = &result {
-            tracing::debug!(%target, ?identities, received = stats.a_to_b, sent = stats.b_to_a, "connection ended");
+            let Connected { route, identities, .. } = &*connected;
+            let (target, received, sent) = (&route.authority, stats.a_to_b, stats.b_to_a);
+            tracing::debug!(%target, ?identities, received, sent, "connection ended");
         }
         result
     }

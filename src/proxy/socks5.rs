@@ -63,7 +63,7 @@ pub async fn serve(
             ));
         }
     };
-    match outbound.connect(&target, from).await {
+    match Box::pin(outbound.connect(&target, from)).await {
         Ok(connected) => {
             answer(&mut stream, Reply::Succeeded).await;
             outbound.carry(connected, stream).await

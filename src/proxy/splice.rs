@@ -26,8 +26,11 @@ impl Drop for Unfinished {
 }
 
 /// Joins them: `a_to_b` counts what left the tunnel. A failure of one ends the other as a failure too.
-pub(super) async fn splice(mut tunnel: TunnelStream, mut stream: Unfinished) -> Result<RelayStats> {
-    let error = match relay(&mut tunnel, &mut stream.stream).await {
+///
+/// Both are borrowed: a future keeps an argument of its own twice.
+pub(super) async fn splice(tunnel: &mut TunnelStream, stream: &mut Unfinished) -> Result<RelayStats> {
+    tunnel.forget_metadata();
+    let error = match relay(tunnel, &mut stream.stream).await {
         Ok(stats) => {
             stream.finished = true;
             return Ok(stats);

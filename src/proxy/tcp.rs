@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -13,7 +14,7 @@ use tokio::time::sleep;
 
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
-use crate::io::{BoxStream, Dial, Stream};
+use crate::io::{Accept, Accepted, BoxStream, Dial, Stream};
 
 /// As ztunnel: a peer that vanished is noticed even where nothing is sent.
 const KEEPALIVE: Duration = Duration::from_secs(180);
@@ -66,6 +67,21 @@ impl Stream for tokio::net::UnixStream {}
 impl Dial for TcpDialer {
     fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>> {
         Box::pin(self.connect(address))
+    }
+}
+
+/// Each socket gets the options of [`accept_each`]'s: no delay, and keepalive.
+impl Accept for TcpListener {
+    type Io = TcpStream;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<TcpStream>>> {
+        loop {
+            let (stream, peer) = ready!(Self::poll_accept(self, cx))?;
+            match tune(&stream) {
+                Ok(()) => return Poll::Ready(Some(Ok((stream, Some(peer))))),
+                Err(error) => tracing::debug!(%peer, %error, "connection lost before it was served"),
+            }
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::tunnel::{ResetReason, TunnelStream};
 /// it with REFUSED_STREAM, which tells the peer that it may try again.
 pub struct Incoming {
     authority: Authority,
-    metadata: Metadata,
+    metadata: Box<Metadata>,
     shared: Arc<Shared>,
     /// `None` once answered.
     parts: Option<(h2::RecvStream, h2::server::SendResponse<Bytes>)>,
@@ -36,7 +36,7 @@ impl Incoming {
         respond: h2::server::SendResponse<Bytes>,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { authority, metadata: Metadata::from_headers(headers), shared, parts: Some((recv, respond)) }
+        Self { authority, metadata: Box::new(Metadata::from_headers(headers)), shared, parts: Some((recv, respond)) }
     }
 
     /// Where the tunnel is to lead.

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::mpsc;
@@ -64,5 +65,13 @@ impl NetworkListener {
     /// Waits for the next connection. `None` when the network is gone or another listener took the address. Cancel safe.
     pub async fn accept(&mut self) -> Option<DuplexStream> {
         self.incoming.recv().await
+    }
+}
+
+impl crate::io::Accept for NetworkListener {
+    type Io = DuplexStream;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<crate::io::Accepted<DuplexStream>>> {
+        self.incoming.poll_recv(cx).map(|stream| stream.map(|stream| Ok((stream, None))))
     }
 }

@@ -20,9 +20,9 @@ use crate::tls::{Acceptor, Connector};
 use crate::tunnel::TunnelStream;
 use crate::{Authority, Config, Error, ErrorKind, Result, nested};
 
-pub(super) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
-pub(super) type BoxIo = Box<dyn Io>;
+pub(crate) type BoxIo = Box<dyn Io>;
 
 /// What carries the outermost connection.
 #[derive(Clone, Copy, Debug)]

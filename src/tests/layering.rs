@@ -80,11 +80,12 @@ fn check(sources: &Sources) -> Report {
         let (code, test_modules) = without_tests(&code(text));
         for module in test_modules {
             let dir = modules(file).join("/");
-            test_files.extend([format!("{dir}/{module}.rs"), format!("{dir}/{module}/mod.rs")]);
+            test_files.extend([format!("{dir}/{module}.rs"), format!("{dir}/{module}/")]);
         }
         parsed.push((file, code));
     }
-    for (file, code) in parsed.iter().filter(|(file, _)| !test_files.contains(*file)) {
+    let is_test = |file: &str| test_files.iter().any(|tests: &String| file.starts_with(tests));
+    for (file, code) in parsed.iter().filter(|(file, _)| !is_test(file)) {
         let path = modules(file);
         let module = path[0];
         let own = match layer(module) {
@@ -162,6 +163,7 @@ fn violations_are_found_with_file_and_line_and_nothing_else_is() {
             "use super::error;\nuse super::pool;\n#[cfg(test)]\nmod tests;\n#[cfg(test)]\nuse crate::pool::A;\n",
         ),
         ("route/tests.rs", "use crate::pool::Pool;"),
+        ("route/tests/deep/x.rs", "use crate::pool::Pool;"),
         ("route/deep/x.rs", "use super::super::Y;\nuse super::super::super::client;\nuse crate::route::z;"),
         (
             "conn/mod.rs",

@@ -1,8 +1,8 @@
 //! Integration tests: whole tunnels over pipes, TCP and Unix sockets.
 
-mod harness;
+pub(crate) mod harness;
 mod peers;
-mod raw;
+pub(crate) mod raw;
 mod rust_source;
 
 mod any_bytes;
@@ -21,5 +21,7 @@ mod limits;
 mod relay;
 #[cfg(all(feature = "mesh-file", feature = "proxy"))]
 mod roles;
+#[cfg(feature = "tower")]
+mod service;
 mod silence;
 mod wire;

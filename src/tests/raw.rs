@@ -6,16 +6,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::harness::BoxIo;
 
-pub(super) const DATA: u8 = 0;
-pub(super) const HEADERS: u8 = 1;
-pub(super) const RST_STREAM: u8 = 3;
-pub(super) const SETTINGS: u8 = 4;
-pub(super) const PING: u8 = 6;
-pub(super) const GOAWAY: u8 = 7;
-pub(super) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
 
-pub(super) const END_STREAM: u8 = 1;
-pub(super) const END_HEADERS: u8 = 4;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
 const MAX_CONCURRENT_STREAMS: u8 = 3;
@@ -23,22 +23,22 @@ const MAX_CONCURRENT_STREAMS: u8 = 3;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 #[derive(Debug)]
-pub(super) struct Frame {
-    pub(super) kind: u8,
-    pub(super) flags: u8,
-    pub(super) stream: u32,
-    pub(super) payload: Vec<u8>,
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+    pub(crate) payload: Vec<u8>,
 }
 
-pub(super) struct Raw {
+pub(crate) struct Raw {
     io: BoxIo,
     /// Whether PINGs are answered.
-    pub(super) answers: bool,
+    pub(crate) answers: bool,
 }
 
 impl Raw {
     /// The server's side, before it has said anything.
-    pub(super) async fn server(mut io: BoxIo) -> Self {
+    pub(crate) async fn server(mut io: BoxIo) -> Self {
         let mut preface = [0; PREFACE.len()];
         io.read_exact(&mut preface).await.unwrap();
         assert_eq!(preface, PREFACE);
@@ -46,14 +46,14 @@ impl Raw {
     }
 
     /// The client's side, which has sent its preface.
-    pub(super) async fn client(mut io: BoxIo) -> Self {
+    pub(crate) async fn client(mut io: BoxIo) -> Self {
         io.write_all(PREFACE).await.unwrap();
         let mut raw = Self { io, answers: true };
         raw.settings(None).await;
         raw
     }
 
-    pub(super) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    pub(crate) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         self.try_send(kind, flags, stream, payload).await.unwrap();
     }
 
@@ -65,7 +65,7 @@ impl Raw {
         self.io.write_all(&frame).await
     }
 
-    pub(super) async fn settings(&mut self, max_streams: Option<u32>) {
+    pub(crate) async fn settings(&mut self, max_streams: Option<u32>) {
         let mut payload = Vec::new();
         if let Some(max) = max_streams {
             payload.extend([0, MAX_CONCURRENT_STREAMS]);
@@ -75,12 +75,12 @@ impl Raw {
     }
 
     /// Answers a CONNECT with 200.
-    pub(super) async fn accept(&mut self, stream: u32) {
+    pub(crate) async fn accept(&mut self, stream: u32) {
         self.send(HEADERS, END_HEADERS, stream, &[0x88]).await;
     }
 
     /// Asks for a tunnel.
-    pub(super) async fn connect(&mut self, stream: u32, authority: &str) {
+    pub(crate) async fn connect(&mut self, stream: u32, authority: &str) {
         let mut block = vec![0x42, 7];
         block.extend(b"CONNECT");
         block.extend([0x41, u8::try_from(authority.len()).unwrap()]);
@@ -88,18 +88,18 @@ impl Raw {
         self.send(HEADERS, END_HEADERS, stream, &block).await;
     }
 
-    pub(super) async fn go_away(&mut self, last_stream: u32, code: u32) {
+    pub(crate) async fn go_away(&mut self, last_stream: u32, code: u32) {
         let payload = [last_stream.to_be_bytes(), code.to_be_bytes()].concat();
         self.send(GOAWAY, 0, 0, &payload).await;
     }
 
     /// Ends this side's direction.
-    pub(super) async fn finish(&mut self) {
+    pub(crate) async fn finish(&mut self) {
         self.io.shutdown().await.unwrap();
     }
 
     /// The next frame; `None` at the end. SETTINGS and PINGs are answered on the way.
-    pub(super) async fn next(&mut self) -> Option<Frame> {
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         self.io.read_exact(&mut head).await.ok()?;
         let len = u32::from_be_bytes([0, head[0], head[1], head[2]]);
@@ -117,7 +117,7 @@ impl Raw {
     }
 
     /// The next frame of a kind.
-    pub(super) async fn expect(&mut self, kind: u8) -> Frame {
+    pub(crate) async fn expect(&mut self, kind: u8) -> Frame {
         loop {
             let frame = self.next().await.unwrap();
             if frame.kind == kind {

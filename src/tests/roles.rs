@@ -2,6 +2,8 @@
 
 mod drain;
 mod faults;
+#[cfg(feature = "tower")]
+mod http_stacks;
 mod pods;
 mod socks5;
 mod world;

@@ -6,8 +6,8 @@ mod slot;
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -47,7 +47,8 @@ pub struct TunnelStream {
     recv: TunnelRecv,
     send: TunnelSend,
     authority: Authority,
-    metadata: Metadata,
+    /// Boxed, and dropped early: tunnels are many and mostly idle. `None` stands for the empty one.
+    metadata: Option<Box<Metadata>>,
 }
 
 /// Why this side ends a tunnel before its time (RFC 9113, section 7).
@@ -82,7 +83,7 @@ impl TunnelStream {
         shared: Arc<Shared>,
         slot: Option<Slot>,
         authority: Authority,
-        metadata: Metadata,
+        metadata: Box<Metadata>,
     ) -> Self {
         let slot = slot.map(Arc::new);
         let finished = Arc::new(Finished::default());
@@ -90,7 +91,7 @@ impl TunnelStream {
             send: TunnelSend::new(send, shared.clone(), slot.clone(), finished.clone()),
             recv: TunnelRecv::new(recv, shared, slot, finished),
             authority,
-            metadata,
+            metadata: Some(metadata),
         }
     }
 
@@ -101,7 +102,13 @@ impl TunnelStream {
 
     /// What the peer said of itself: with the CONNECT at the server, with the 200 at the client.
     pub fn metadata(&self) -> &Metadata {
-        &self.metadata
+        static NOTHING: LazyLock<Metadata> = LazyLock::new(Metadata::default);
+        self.metadata.as_deref().unwrap_or(&NOTHING)
+    }
+
+    /// Forgets what the peer said of itself, for the sake of memory.
+    pub(crate) fn forget_metadata(&mut self) {
+        self.metadata = None;
     }
 
     /// The verified identity of the peer of this tunnel's connection. `None` where the connection runs over a byte stream

@@ -43,6 +43,8 @@ pub(super) struct Conn<H> {
     pub(super) aged: bool,
     /// Its thread has no time left.
     pub(super) busy: bool,
+    /// It, or what it runs through, is about to end.
+    pub(super) ending: bool,
 }
 
 /// Which backend a connection leads to.

@@ -191,7 +191,8 @@ impl<H: Handle, W> State<H, W> {
             return Err(failure.error.clone());
         }
         entry.waiters.push_back((waiter_id, waiter));
-        self.dial(id, now);
+        // There may be a place since it was looked for.
+        self.settle(id, now);
         Ok(waiter_id)
     }
 
@@ -229,26 +230,49 @@ impl<H: Handle, W> State<H, W> {
             Ok(landed) => self.landed(id, dial, landed, now),
             Err(error) => {
                 self.at.remove(&dial);
-                let in_a_row = entry.failure.as_ref().map_or(1, |failure| failure.in_a_row.saturating_add(1));
-                let retry_at = now + back_off(self.limits.back_off, in_a_row - 1);
-                let failure = Failure { error, in_a_row, retry_at };
-                self.timers.set(Timer::Entry(id), retry_at);
-                if entry.dials.is_empty() && !entry.conns.iter().any(Conn::is_usable) {
-                    let waiters = entry.waiters.drain(..);
-                    self.actions.extend(waiters.map(|(_, waiter)| Action::Fail(waiter, failure.error.clone())));
-                }
-                entry.failure = Some(failure);
+                self.fail(id, error, now);
             }
         }
         self.settle(id, now);
+        self.feed(now);
+    }
+
+    /// A connection has ended before its peer said anything: that is as if its dial had failed.
+    pub(super) fn failed(&mut self, conn: ConnId, error: Error, now: Instant) {
+        let Some(&id) = self.at.get(&conn) else { return };
+        if self.conn_mut(id, conn).is_some_and(|conn| conn.handle.is_some()) {
+            self.fail(id, error, now);
+            self.retire(conn, Why::Ending, now);
+        }
+    }
+
+    /// Notes why there is no connection, and tells those who wait unless there is hope for them.
+    fn fail(&mut self, id: EntryId, error: Error, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let before = entry.failure.take().filter(|failure| now < failure.forget_at());
+        let in_a_row = before.map_or(1, |failure| failure.in_a_row.saturating_add(1));
+        let retry_at = now + back_off(self.limits.back_off, in_a_row - 1);
+        self.timers.set(Timer::Entry(id), retry_at);
+        if entry.dials.is_empty() && !entry.conns.iter().any(Conn::is_usable) {
+            // Nothing is kept for a peer that may never be there.
+            entry.dials = Vec::new();
+            let waiters = std::mem::take(&mut entry.waiters).into_iter();
+            self.actions.extend(waiters.map(|(_, waiter)| Action::Fail(waiter, error.clone())));
+        }
+        entry.failure = Some(Failure { error, in_a_row, retry_at });
     }
 
     fn landed(&mut self, id: EntryId, dial: ConnId, landed: Landed<H>, now: Instant) {
         let jitter = 0.9 + 0.2 * self.rng.f64();
         let expires = now + self.limits.max_age.mul_f64(jitter);
-        let Some(entry) = self.entries.get_mut(&id) else { return };
         let Landed { handle, parent, backend } = landed;
-        entry.failure = None;
+        let parent_ends = parent.is_some_and(|parent| self.is_ending(parent));
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        match &mut entry.failure {
+            // The peer has said nothing yet.
+            Some(failure) if handle.is_unsettled() => failure.retry_at = failure.retry_at.min(now),
+            failure => *failure = None,
+        }
         let told = backend.is_some();
         let whereabouts = match (entry.reuse, backend) {
             (_, Some(backend)) => Whereabouts::At(backend),
@@ -256,7 +280,7 @@ impl<H: Handle, W> State<H, W> {
             _ => Whereabouts::Unknown,
         };
         self.timers.set(Timer::Conn(dial), expires.min(now + self.limits.idle_timeout));
-        if let Some(parent) = parent {
+        if let Some(parent) = parent.filter(|_| !parent_ends) {
             self.children.entry(parent).or_default().push(dial);
         }
         let replaced = entry.conns.iter().filter(|conn| conn.aged && conn.is_usable());
@@ -271,8 +295,12 @@ impl<H: Handle, W> State<H, W> {
             idle_since: now,
             aged: false,
             busy: false,
+            ending: false,
         });
         entry.recount();
+        if parent_ends {
+            return self.retire(dial, Why::Ending, now);
+        }
         if let Some(replaced) = replaced {
             self.retire(replaced, Why::Spent, now);
         }
@@ -322,8 +350,12 @@ impl<H: Handle, W> State<H, W> {
     /// Something has changed that [`Handle`] tells.
     pub(super) fn changed(&mut self, conn: ConnId, now: Instant) {
         let Some(&id) = self.at.get(&conn) else { return };
-        if self.conn_mut(id, conn).is_some_and(|conn| conn.handle.is_some() && !conn.is_usable()) {
+        let Some(found) = self.conn_mut(id, conn) else { return };
+        let settled = found.handle.as_ref().is_some_and(|handle| !handle.is_unsettled());
+        if found.handle.is_some() && !found.is_usable() {
             self.retire(conn, Why::Ending, now);
+        } else if let Some(entry) = self.entries.get_mut(&id).filter(|_| settled) {
+            entry.failure = None;
         }
         self.settle(id, now);
     }
@@ -371,6 +403,7 @@ impl<H: Handle, W> State<H, W> {
         for id in ids {
             self.end(id, error, now);
         }
+        self.feed(now);
     }
 
     /// Nobody gets a place any more. What is open goes on.
@@ -380,6 +413,7 @@ impl<H: Handle, W> State<H, W> {
         for id in ids {
             self.end(id, Some(&closed()), now);
         }
+        self.starved.clear();
     }
 
     fn end(&mut self, id: EntryId, error: Option<&Error>, now: Instant) {
@@ -433,6 +467,7 @@ impl<H: Handle, W> State<H, W> {
         let Some(&id) = self.at.get(&conn) else { return };
         let Some(found) = self.conn_mut(id, conn) else { return };
         let handle = found.handle.take();
+        found.ending |= why == Why::Ending;
         self.actions.extend(handle.map(Action::Drop));
         self.timers.clear(Timer::Conn(conn));
         if why == Why::Ending {
@@ -457,14 +492,17 @@ impl<H: Handle, W> State<H, W> {
         {
             self.by_key.remove(&entry.key);
             self.timers.clear(Timer::Entry(id));
+            self.starved.retain(|starved| *starved != id);
         }
     }
 
-    /// There may be room for a connection that was not to be had before.
+    /// There may be room for connections that were not to be had before.
     fn feed(&mut self, now: Instant) {
-        if let Some(id) = self.starved.pop_front() {
+        while self.at.len() < self.limits.in_all {
+            let Some(id) = self.starved.pop_front() else { return };
             self.dial(id, now);
         }
+        self.make_room(now);
     }
 
     fn grant(&mut self, id: EntryId) -> Option<Grant<H>> {
@@ -487,11 +525,8 @@ impl<H: Handle, W> State<H, W> {
         }
         let wanted = entry.dials_wanted(&self.limits, now);
         for _ in 0..wanted {
-            if self.at.len() >= self.limits.in_all && !self.evict(id, now) {
-                if !self.starved.contains(&id) {
-                    self.starved.push_back(id);
-                }
-                return;
+            if self.at.len() >= self.limits.in_all {
+                return self.starve(id, now);
             }
             let dial = self.id();
             let Some(entry) = self.entries.get_mut(&id) else { return };
@@ -505,13 +540,34 @@ impl<H: Handle, W> State<H, W> {
         }
     }
 
-    /// Retires the connection that has been idle for the longest time, to make room. Those that `except` has are spared.
-    fn evict(&mut self, except: EntryId, now: Instant) -> bool {
-        let others = self.entries.iter().filter(|(id, _)| **id != except).flat_map(|(_, entry)| &entry.conns);
-        let idle = others.filter(|conn| conn.open == 0 && conn.handle.is_some());
-        let Some(conn) = idle.min_by_key(|conn| conn.idle_since).map(|conn| conn.id) else { return false };
-        self.retire(conn, Why::Spent, now);
-        true
+    /// There is no room for another connection. What nobody waits for does without.
+    fn starve(&mut self, id: EntryId, now: Instant) {
+        if self.entries.get(&id).is_none_or(|entry| entry.waiters.is_empty()) {
+            return;
+        }
+        if !self.starved.contains(&id) {
+            self.starved.push_back(id);
+        }
+        self.make_room(now);
+    }
+
+    /// Retires those that have been idle for the longest time, until as many are on their way out as are wanted.
+    fn make_room(&mut self, now: Instant) {
+        if self.starved.is_empty() {
+            return;
+        }
+        let unused = self.entries.values().flat_map(|entry| &entry.conns).filter(|conn| conn.open == 0);
+        let (idle, leaving): (Vec<_>, Vec<_>) = unused.partition(|conn| conn.handle.is_some());
+        let wanted = self.starved.len().saturating_sub(leaving.len());
+        let mut idle: Vec<_> = idle.into_iter().map(|conn| (conn.idle_since, conn.id)).collect();
+        idle.sort_unstable();
+        idle.into_iter().take(wanted).for_each(|(_, conn)| self.retire(conn, Why::Spent, now));
+    }
+
+    /// Whether a connection, or what it runs through, is gone or about to end.
+    fn is_ending(&self, conn: ConnId) -> bool {
+        let entry = self.at.get(&conn).and_then(|id| self.entries.get(id));
+        entry.and_then(|entry| entry.conns.iter().find(|c| c.id == conn)).is_none_or(|conn| conn.ending)
     }
 
     /// Whether there is a connection that takes tunnels, or would if it were not full.

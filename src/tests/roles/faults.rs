@@ -13,15 +13,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rstest::rstest;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, copy_bidirectional, duplex};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, copy_bidirectional, duplex,
+};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
-use super::super::harness::{client_id, server_id, trusted};
+use super::super::harness::{server_id, trusted};
 use super::world::{FAR, World, address, gateway_id};
 use crate::balance::LeastRequests;
 use crate::io::{BoxStream, Dial, Stream};
-use crate::mesh::{Network, Snapshot};
+use crate::mesh::Snapshot;
 use crate::metadata::Metadata;
 use crate::proxy::{Gateway, Inbound, Outbound};
 use crate::server::{self, Incoming};

@@ -128,11 +128,15 @@ impl World {
 
     /// Likewise, with a pool to look at.
     pub(super) fn outbound_over(&self, pool: &Pool) -> Outbound {
+        Outbound::new(self.connector_over(pool))
+    }
+
+    /// What the client's proxy connects with.
+    pub(super) fn connector_over(&self, pool: &Pool) -> Connector {
         let mesh = self.east.mesh.subscribe();
         let (credentials, balance) = (Arc::new(self.ca.issue(&client_id())), Arc::new(WeightedRandom::new()));
         let settings = ConnectorConfig::new();
-        let connector = Connector::new(mesh, "default", "client", pool, credentials, balance, settings);
-        Outbound::new(connector.unwrap())
+        Connector::new(mesh, "default", "client", pool, credentials, balance, settings).unwrap()
     }
 
     /// The gateway of west, which the network of east reaches too.

@@ -1,0 +1,394 @@
+//! Which connection a tunnel goes on, who waits, and what ends a connection.
+
+use rstest::rstest;
+
+use super::super::*;
+use super::sim::{Sim, dial_error, direct, inside, limits, millis, secs};
+
+/// A shared path with connections of which each has this many tunnels.
+fn shared(open: &[usize]) -> (Sim, Key, Vec<ConnId>) {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Shared));
+    let mut conns = Vec::new();
+    for _ in open {
+        for _ in 0..4 {
+            let _ = sim.checkout(&key);
+        }
+        let _ = sim.checkout(&key);
+        conns.push(sim.land(0, None, 4));
+    }
+    for (conn, open) in conns.iter().zip(open) {
+        while sim.conns[conn].open > *open {
+            sim.release(*conn);
+        }
+        while sim.conns[conn].open < *open {
+            // Those before it are full.
+            let _ = sim.checkout(&key);
+        }
+    }
+    while !sim.waiters.is_empty() {
+        sim.cancel(0);
+    }
+    let found: Vec<_> = conns.iter().map(|conn| sim.conns[conn].open).collect();
+    assert_eq!(found, open);
+    (sim, key, conns)
+}
+
+#[rstest]
+#[case::the_emptiest(&[3, 1, 2], 1)]
+#[case::the_only_one_with_room(&[4, 4, 3], 2)]
+#[case::an_idle_one(&[0, 1, 1], 0)]
+fn a_tunnel_goes_where_the_fewest_are(#[case] open: &[usize], #[case] expected: usize) {
+    for seed in 0..20 {
+        let (mut sim, key, conns) = shared(open);
+        sim.state.rng.seed(seed);
+        assert_eq!(sim.checkout(&key), Ok(conns[expected]));
+    }
+}
+
+#[test]
+fn ties_are_decided_by_chance_and_the_seed() {
+    let picks = |seed| {
+        let (mut sim, key, conns) = shared(&[1, 1, 1]);
+        sim.state.rng.seed(seed);
+        let mut picks = Vec::new();
+        for _ in 0..300 {
+            let conn = sim.checkout(&key).unwrap();
+            picks.push(conns.iter().position(|c| *c == conn).unwrap());
+            sim.release(conn);
+        }
+        picks
+    };
+    assert_eq!(picks(1), picks(1));
+    assert_ne!(picks(1), picks(2));
+    for conn in 0..3 {
+        let share = picks(3).iter().filter(|pick| **pick == conn).count();
+        assert!((70..130).contains(&share), "{conn}: {share}");
+    }
+}
+
+#[test]
+fn who_waits_is_served_in_order() {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Shared));
+    let tags: Vec<_> = (0..6).map(|_| sim.checkout(&key).unwrap_err()).collect();
+    let conn = sim.land(0, None, 2);
+    let served = |sim: &Sim| sim.granted.iter().map(|(tag, _)| *tag).collect::<Vec<_>>();
+    assert_eq!(served(&sim), tags[..2]);
+    sim.cancel(0);
+    sim.release(conn);
+    assert_eq!(served(&sim), [tags[0], tags[1], tags[3]]);
+    sim.limit(conn, 4);
+    assert_eq!(served(&sim), [tags[0], tags[1], tags[3], tags[4], tags[5]]);
+}
+
+#[test]
+fn who_asks_just_when_a_place_has_come_gets_it() {
+    let (mut sim, key, conns) = shared(&[4]);
+    assert_eq!(sim.try_checkout(&key), None);
+    sim.release(conns[0]);
+    sim.enqueue(&key);
+    assert_eq!((sim.waiters.len(), sim.granted.last().unwrap().1), (0, conns[0]));
+}
+
+#[rstest]
+#[case::one_for_all(3, 1)]
+#[case::as_many_as_it_takes(9, 3)]
+#[case::no_more_than_allowed(100, 8)]
+fn dials_are_shared_by_those_who_wait(#[case] callers: usize, #[case] dials: usize) {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Shared));
+    for _ in 0..callers {
+        let _ = sim.checkout(&key);
+    }
+    assert_eq!(sim.dials.len(), dials);
+    while !sim.dials.is_empty() {
+        sim.fail(0);
+    }
+    assert_eq!((sim.failed.len(), sim.waiters.len()), (callers, 0));
+    sim.wind_up();
+}
+
+#[test]
+fn a_peer_that_has_not_told_its_limit_is_given_time_and_one_that_allows_little_another_connection() {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Shared));
+    for _ in 0..4 {
+        let _ = sim.checkout(&key);
+    }
+    let conn = sim.land_as(0, None, 2, true);
+    assert_eq!((sim.granted.len(), sim.dials.len()), (2, 0));
+    // It allows just what was used before it told.
+    sim.limit(conn, 2);
+    assert_eq!((sim.granted.len(), sim.dials.len()), (2, 1));
+}
+
+#[test]
+fn each_failure_in_a_row_doubles_the_wait_up_to_the_longest_and_its_error_is_shared() {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Shared));
+    for wait in [100, 200, 400, 800, 1600, 3000, 3000] {
+        let _ = sim.checkout(&key);
+        assert_eq!(sim.dials.len(), 1);
+        sim.fail(0);
+        sim.pass(millis(wait - 1));
+        let failed = sim.failed.len();
+        let _ = sim.checkout(&key);
+        assert_eq!((sim.failed.len(), sim.dials.len()), (failed + 1, 0), "before {wait} ms are over");
+        sim.pass(millis(1));
+    }
+    assert!(sim.failed.iter().all(|(_, error)| error.kind() == dial_error().kind()));
+    let _ = sim.checkout(&key);
+    let conn = sim.land(0, None, 4);
+    sim.gone(conn);
+    let _ = sim.checkout(&key);
+    sim.fail(0);
+    sim.pass(millis(100));
+    assert_eq!(sim.checkout(&key).map_err(|_| sim.dials.len()), Err(1), "a success ends the row");
+    sim.wind_up();
+}
+
+#[test]
+fn a_connection_that_ends_before_its_peer_says_anything_is_a_dial_that_failed() {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Shared));
+    for wait in [100, 200, 400] {
+        for _ in 0..4 {
+            let _ = sim.checkout(&key);
+        }
+        let conn = sim.land_as(0, None, 1, true);
+        sim.stillborn(conn);
+        assert_eq!((sim.waiters.len(), sim.dials.len()), (0, 0));
+        sim.release(conn);
+        sim.gone(conn);
+        assert!(sim.checkout(&key).is_err() && sim.dials.is_empty(), "not before {wait} ms");
+        sim.pass(millis(wait));
+    }
+    assert_eq!(sim.failed.len(), 3 * 4);
+    for _ in 0..4 {
+        let _ = sim.checkout(&key);
+    }
+    let conn = sim.land_as(0, None, 1, true);
+    sim.limit(conn, 4);
+    assert_eq!(sim.granted.len(), 3 + 4);
+    assert!(sim.state.entries.values().all(|entry| entry.failure.is_none()), "it has said something");
+    sim.wind_up();
+}
+
+#[rstest]
+#[case::for_a_path_without_connections(false)]
+#[case::for_one_with(true)]
+fn a_failure_long_ago_does_not_make_the_next_wait_longer(#[case] connected: bool) {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Shared));
+    if connected {
+        let _ = sim.checkout(&key);
+        sim.land(0, None, 1);
+    }
+    for _ in 0..3 {
+        let _ = sim.checkout(&key);
+        sim.fail(0);
+        while !sim.waiters.is_empty() {
+            sim.cancel(0);
+        }
+        sim.pass(secs(60));
+    }
+    let _ = sim.checkout(&key);
+    sim.fail(0);
+    let failure = sim.state.entries.values().next().unwrap().failure.as_ref().unwrap();
+    assert_eq!(failure.retry_at - sim.now, millis(100));
+    sim.wind_up();
+}
+
+#[test]
+fn who_waits_while_others_run_is_not_failed_by_a_dial() {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Shared));
+    let _ = sim.checkout(&key);
+    let conn = sim.land(0, None, 1);
+    let tag = sim.checkout(&key).unwrap_err();
+    sim.fail(0);
+    assert!(sim.failed.is_empty());
+    sim.pass(millis(100));
+    assert_eq!(sim.dials.len(), 1, "it is tried again without anybody asking");
+    sim.release(conn);
+    assert_eq!(sim.granted.last(), Some(&(tag, conn)));
+}
+
+#[test]
+fn an_aged_connection_is_used_until_its_successor_is_there() {
+    let (mut sim, key) = (Sim::new(Limits { idle_timeout: secs(3600), ..limits() }), direct(1, Reuse::Shared));
+    let _ = sim.checkout(&key);
+    let old = sim.land(0, None, 4);
+    sim.pass(secs(539));
+    assert!(sim.dials.is_empty());
+    sim.pass(secs(122));
+    assert_eq!(sim.dials.len(), 1, "off anybody's way");
+    assert_eq!(sim.checkout(&key), Ok(old));
+    sim.fail(0);
+    assert_eq!(sim.checkout(&key), Ok(old), "still");
+    sim.pass(secs(1));
+    let young = sim.land(0, None, 4);
+    assert!(sim.conns[&old].dropped);
+    assert_eq!(sim.checkout(&key), Ok(young));
+    assert_eq!((sim.conns[&old].open, sim.dials.len()), (3, 0));
+    sim.wind_up();
+}
+
+#[test]
+fn an_aged_connection_without_tunnels_goes_without_a_successor() {
+    let (mut sim, key) = (Sim::new(Limits { idle_timeout: secs(3600), ..limits() }), direct(1, Reuse::Shared));
+    let _ = sim.checkout(&key);
+    let conn = sim.land(0, None, 4);
+    sim.release(conn);
+    sim.pass(secs(661));
+    assert!(sim.conns[&conn].dropped && sim.dials.is_empty());
+    sim.wind_up();
+}
+
+#[test]
+fn an_idle_connection_is_closed_after_its_time_and_not_while_it_is_used() {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Shared));
+    let _ = sim.checkout(&key);
+    let conn = sim.land(0, None, 4);
+    sim.pass(secs(310));
+    sim.release(conn);
+    sim.pass(secs(299));
+    assert!(!sim.conns[&conn].dropped);
+    sim.pass(secs(1));
+    assert!(sim.conns[&conn].dropped);
+    sim.wind_up();
+}
+
+#[derive(Clone, Copy, Debug)]
+enum End {
+    GoAway,
+    Doomed,
+    Gone,
+    Rotated,
+    Age,
+    GoAwayAfterAge,
+}
+
+#[rstest]
+#[case(End::GoAway, false)]
+#[case(End::Doomed, false)]
+#[case(End::Gone, false)]
+#[case(End::Rotated, false)]
+#[case(End::Age, true)]
+#[case(End::GoAwayAfterAge, false)]
+fn what_ends_a_connection_ends_those_inside_except_age(#[case] end: End, #[case] goes_on: bool) {
+    let mut sim = Sim::new(Limits { idle_timeout: secs(3600), ..limits() });
+    let outer_key = direct(1, Reuse::Shared);
+    let inner_key = inside(&outer_key, "a:1", Reuse::Shared);
+    let _ = sim.checkout(&outer_key);
+    let outer = sim.land(0, None, 4);
+    let _ = sim.checkout(&inner_key);
+    sim.dials[0].parent = Some(outer);
+    let inner = sim.land(0, None, 4);
+    let age = |sim: &mut Sim| {
+        sim.state.retire(outer, Why::Spent, sim.now);
+        sim.act();
+    };
+    match end {
+        End::GoAway => sim.close_conn(outer),
+        End::Doomed => sim.doom(outer),
+        End::Gone => {
+            sim.gone(outer);
+        }
+        End::Rotated => sim.source_ended(1, None),
+        End::Age => age(&mut sim),
+        End::GoAwayAfterAge => {
+            age(&mut sim);
+            sim.close_conn(outer);
+        }
+    }
+    assert_eq!(sim.checkout(&inner_key).is_ok(), goes_on);
+    assert_eq!(sim.conns[&inner].dropped, !goes_on);
+    sim.wind_up();
+}
+
+#[rstest]
+#[case::doomed(false)]
+#[case::gone(true)]
+fn a_connection_that_lands_inside_one_that_has_ended_is_not_used(#[case] gone: bool) {
+    let mut sim = Sim::new(limits());
+    let outer_key = direct(1, Reuse::Shared);
+    let inner_key = inside(&outer_key, "a:1", Reuse::Shared);
+    let _ = sim.checkout(&outer_key);
+    let outer = sim.land(0, None, 4);
+    let tag = sim.checkout(&inner_key).unwrap_err();
+    sim.dials[0].parent = Some(sim.checkout(&outer_key).unwrap());
+    if gone {
+        sim.gone(outer);
+    } else {
+        sim.doom(outer);
+    }
+    let inner = sim.land(0, None, 4);
+    assert!(sim.conns[&inner].dropped && sim.granted.iter().all(|(t, _)| *t != tag));
+    assert_eq!(sim.dials.len(), 1, "it is tried once more");
+    sim.wind_up();
+}
+
+#[test]
+fn a_new_certificate_leaves_those_who_wait_in_place_and_dials_anew() {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Shared));
+    let tag = sim.checkout(&key).unwrap_err();
+    sim.source_ended(1, None);
+    assert_eq!(sim.dials.len(), 2);
+    let old = sim.land(0, None, 4);
+    assert!(sim.granted.is_empty(), "the dial of before shows the old certificate");
+    let new = sim.land(0, None, 4);
+    assert_eq!(sim.granted, [(tag, new)]);
+    assert!(!sim.conns.contains_key(&old));
+    sim.wind_up();
+}
+
+#[test]
+fn a_source_that_is_gone_fails_those_who_wait() {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Shared));
+    let tag = sim.checkout(&key).unwrap_err();
+    sim.source_ended(1, Some(&dial_error()));
+    assert_eq!(sim.failed[0].0, tag);
+    sim.wind_up();
+}
+
+#[test]
+fn each_tunnel_has_its_own_connection_where_reuse_is_never() {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Never));
+    for _ in 0..20 {
+        let _ = sim.checkout(&key);
+    }
+    assert_eq!(sim.dials.len(), 20, "the limit of a path does not count");
+    while !sim.dials.is_empty() {
+        sim.land(0, None, 4);
+    }
+    assert!(sim.conns.values().all(|conn| conn.open == 1));
+    let last = *sim.conns.keys().last().unwrap();
+    sim.release(last);
+    assert!(sim.checkout(&key).is_err());
+    sim.wind_up();
+}
+
+#[rstest]
+#[case::one(1, 1)]
+#[case::three(3, 3)]
+fn more_connections_are_opened_while_all_are_busy(#[case] allowed: usize, #[case] expected: usize) {
+    let (mut sim, key) = (Sim::new(Limits { busy_connections: allowed, ..limits() }), direct(1, Reuse::Shared));
+    let _ = sim.checkout(&key);
+    let mut last = sim.land(0, None, 4);
+    for _ in 0..5 {
+        sim.busy(last, true);
+        if !sim.dials.is_empty() {
+            last = sim.land(0, None, 4);
+            assert_eq!(sim.checkout(&key), Ok(last), "one with time left");
+        }
+    }
+    assert_eq!((sim.conns.len(), sim.dials.len()), (expected, 0));
+    sim.wind_up();
+}
+
+#[test]
+fn a_closed_pool_gives_nothing_and_forgets_all() {
+    let (mut sim, key, conns) = shared(&[4, 4]);
+    let tag = sim.checkout(&key).unwrap_err();
+    sim.close();
+    assert_eq!(sim.failed.last().unwrap().0, tag);
+    assert!(conns.iter().all(|conn| sim.conns[conn].dropped));
+    let tag = sim.checkout(&key).unwrap_err();
+    let (last, error) = sim.failed.last().unwrap();
+    assert_eq!((*last, error.kind()), (tag, &ErrorKind::Closed));
+    sim.wind_up();
+}

@@ -1,0 +1,200 @@
+//! Any events in any order.
+
+use proptest::prelude::*;
+
+use super::super::*;
+use super::sim::{Sim, dial_error, direct, inside, limits, millis, secs, token};
+
+#[derive(Clone, Debug)]
+enum Event {
+    Checkout {
+        source: u64,
+        path: u8,
+        backends: u32,
+    },
+    /// Asks again after room may have come in between.
+    Enqueue {
+        source: u64,
+        path: u8,
+        backends: u32,
+    },
+    Cancel(usize),
+    Release(usize),
+    /// A dial inside another connection gets its place there.
+    Enter(usize),
+    Land {
+        dial: usize,
+        backend: Option<u64>,
+        limit: usize,
+        unsettled: bool,
+    },
+    Fail(usize),
+    Learned(usize, Option<u64>),
+    Limit(usize, usize),
+    Close(usize),
+    Doom(usize),
+    Stillborn(usize),
+    Busy(usize, bool),
+    Gone(usize),
+    Reap,
+    SourceEnded(u64, bool),
+    Pass(u64),
+    ClosePool,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let (source, path, backends) = (1..3u64, 0..6u8, 1..5u32);
+    let n = 0..64usize;
+    let backend = || proptest::option::weighted(0.7, 0..5u64);
+    prop_oneof![
+        30 => (source.clone(), path.clone(), backends.clone())
+            .prop_map(|(source, path, backends)| Event::Checkout { source, path, backends }),
+        4 => (source.clone(), path, backends)
+            .prop_map(|(source, path, backends)| Event::Enqueue { source, path, backends }),
+        6 => n.clone().prop_map(Event::Cancel),
+        14 => n.clone().prop_map(Event::Release),
+        10 => n.clone().prop_map(Event::Enter),
+        16 => (n.clone(), backend(), 0..6usize, any::<bool>())
+            .prop_map(|(dial, backend, limit, unsettled)| Event::Land { dial, backend, limit, unsettled }),
+        5 => n.clone().prop_map(Event::Fail),
+        5 => (n.clone(), backend()).prop_map(|(n, backend)| Event::Learned(n, backend)),
+        5 => (n.clone(), 0..6usize).prop_map(|(n, limit)| Event::Limit(n, limit)),
+        3 => n.clone().prop_map(Event::Close),
+        2 => n.clone().prop_map(Event::Doom),
+        2 => n.clone().prop_map(Event::Stillborn),
+        3 => (n.clone(), any::<bool>()).prop_map(|(n, busy)| Event::Busy(n, busy)),
+        3 => n.prop_map(Event::Gone),
+        8 => Just(Event::Reap),
+        1 => (source, any::<bool>()).prop_map(|(source, error)| Event::SourceEnded(source, error)),
+        6 => prop_oneof![0..500u64, 0..20_000u64, 0..2_000_000u64].prop_map(Event::Pass),
+        1 => prop_oneof![9 => Just(Event::Reap), 1 => Just(Event::ClosePool)],
+    ]
+}
+
+fn key(source: u64, path: u8, backends: u32) -> Key {
+    let outer = direct(1, Reuse::Shared);
+    let key = match path {
+        0 => outer,
+        1 => inside(&outer, "a:1", Reuse::Spread(backends)),
+        2 => inside(&outer, "b:1", Reuse::Never),
+        3 => inside(&inside(&outer, "a:1", Reuse::Spread(backends)), "c:1", Reuse::Shared),
+        4 => direct(2, Reuse::Never),
+        _ => direct(3, Reuse::Spread(backends)),
+    };
+    Key { source, ..key }
+}
+
+fn nth<T: Copy>(mut items: impl ExactSizeIterator<Item = T>, n: usize) -> Option<T> {
+    let len = items.len();
+    items.nth(n.checked_rem(len)?)
+}
+
+fn apply(sim: &mut Sim, event: Event) {
+    let conn = |sim: &Sim, n| nth(sim.conns.keys().copied().collect::<Vec<_>>().into_iter(), n);
+    let dial = |sim: &Sim, n: usize| n.checked_rem(sim.dials.len());
+    // What is inside holds a place of its own.
+    let releasable = |sim: &Sim, id: ConnId| {
+        let inner = sim.conns.values().filter(|conn| conn.parent == Some(id)).count()
+            + sim.dials.iter().filter(|dial| dial.parent == Some(id)).count();
+        sim.conns[&id].open > inner
+    };
+    match event {
+        Event::Checkout { source, path, backends } => drop(sim.checkout(&key(source, path, backends))),
+        Event::Enqueue { source, path, backends } => drop(sim.enqueue(&key(source, path, backends))),
+        Event::Cancel(n) => {
+            if let Some(n) = n.checked_rem(sim.waiters.len()) {
+                sim.cancel(n);
+            }
+        }
+        Event::Release(n) => {
+            if let Some(id) = conn(sim, n).filter(|id| releasable(sim, *id)) {
+                sim.release(id);
+            }
+        }
+        Event::Enter(n) => {
+            if let Some(n) = dial(sim, n)
+                && sim.dials[n].parent.is_none()
+                && let Some((path, _)) = sim.dials[n].key.path.parent()
+            {
+                let parent = Key { source: sim.dials[n].key.source, path };
+                sim.dials[n].parent = sim.try_checkout(&parent);
+                if sim.dials[n].parent.is_none() {
+                    // Somebody else has to want it.
+                    let _ = sim.checkout(&parent);
+                }
+            }
+        }
+        Event::Land { dial: n, backend, limit, unsettled } => {
+            if let Some(n) = dial(sim, n)
+                && (sim.dials[n].key.path.depth() == 1 || sim.dials[n].parent.is_some())
+            {
+                sim.land_as(n, backend.map(token), limit, unsettled);
+            }
+        }
+        Event::Fail(n) => {
+            if let Some(n) = dial(sim, n) {
+                sim.fail(n);
+            }
+        }
+        Event::Learned(n, backend) => {
+            if let Some(id) = conn(sim, n) {
+                sim.learned(id, backend.map(token));
+            }
+        }
+        Event::Limit(n, limit) => {
+            if let Some(id) = conn(sim, n) {
+                sim.limit(id, limit);
+            }
+        }
+        Event::Close(n) => {
+            if let Some(id) = conn(sim, n) {
+                sim.close_conn(id);
+            }
+        }
+        Event::Doom(n) => {
+            if let Some(id) = conn(sim, n) {
+                sim.doom(id);
+            }
+        }
+        Event::Stillborn(n) => {
+            if let Some(id) = conn(sim, n) {
+                sim.stillborn(id);
+            }
+        }
+        Event::Busy(n, busy) => {
+            if let Some(id) = conn(sim, n) {
+                sim.busy(id, busy);
+            }
+        }
+        Event::Gone(n) => {
+            // What runs through a connection ends before its driver reports, or just after; here just before.
+            if let Some(id) = conn(sim, n).filter(|id| sim.conns.values().all(|conn| conn.parent != Some(*id))) {
+                sim.gone(id);
+            }
+        }
+        Event::Reap => sim.reap(),
+        Event::SourceEnded(source, error) => sim.source_ended(source, error.then(dial_error).as_ref()),
+        Event::Pass(millis_passed) => sim.pass(millis(millis_passed)),
+        Event::ClosePool => sim.close(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+
+    #[test]
+    fn whatever_happens_nobody_is_forgotten_and_nothing_is_left(
+        events in proptest::collection::vec(event(), 1..150),
+        in_all in 2..12usize,
+        per_path in 1..6usize,
+        busy_connections in 1..3usize,
+        seed in any::<u64>(),
+    ) {
+        let limits = Limits { in_all, per_path, busy_connections, max_age: secs(400), ..limits() };
+        let mut sim = Sim::seeded(limits, seed);
+        for event in events {
+            apply(&mut sim, event);
+        }
+        sim.wind_up();
+    }
+}
