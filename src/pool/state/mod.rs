@@ -267,6 +267,7 @@ impl<H: Handle, W> State<H, W> {
         let expires = now + self.limits.max_age.mul_f64(jitter);
         let Landed { handle, parent, backend } = landed;
         let parent_ends = parent.is_some_and(|parent| self.is_ending(parent));
+        let parent_is_gone = parent.is_some_and(|parent| !self.at.contains_key(&parent));
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match &mut entry.failure {
             // The peer has said nothing yet.
@@ -299,6 +300,11 @@ impl<H: Handle, W> State<H, W> {
         });
         entry.recount();
         if parent_ends {
+            // What the peer had let in runs to its end. So those who wait get their places, as the next connection may fare
+            // no better with a peer that goes away each time; whoever comes later doesn't.
+            if !parent_is_gone {
+                self.serve(id);
+            }
             return self.retire(dial, Why::Ending, now);
         }
         if let Some(replaced) = replaced {
@@ -479,13 +485,7 @@ impl<H: Handle, W> State<H, W> {
 
     /// Gives waiters what there is, dials for the rest, and forgets the entry if nothing is left of it.
     fn settle(&mut self, id: EntryId, now: Instant) {
-        while self.entries.get(&id).is_some_and(|entry| !entry.waiters.is_empty()) {
-            let Some(grant) = self.grant(id) else { break };
-            let Some((_, waiter)) = self.entries.get_mut(&id).and_then(|entry| entry.waiters.pop_front()) else {
-                break;
-            };
-            self.actions.push(Action::Grant(waiter, grant));
-        }
+        self.serve(id);
         self.dial(id, now);
         if self.entries.get(&id).is_some_and(|entry| entry.is_empty(now))
             && let Some(entry) = self.entries.remove(&id)
@@ -493,6 +493,16 @@ impl<H: Handle, W> State<H, W> {
             self.by_key.remove(&entry.key);
             self.timers.clear(Timer::Entry(id));
             self.starved.retain(|starved| *starved != id);
+        }
+    }
+
+    fn serve(&mut self, id: EntryId) {
+        while self.entries.get(&id).is_some_and(|entry| !entry.waiters.is_empty()) {
+            let Some(grant) = self.grant(id) else { break };
+            let Some((_, waiter)) = self.entries.get_mut(&id).and_then(|entry| entry.waiters.pop_front()) else {
+                break;
+            };
+            self.actions.push(Action::Grant(waiter, grant));
         }
     }
 
