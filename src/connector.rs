@@ -104,7 +104,8 @@ impl ConnectorConfig {
 
     /// How long an attempt may take while another endpoint is left to try; the last attempt, and one without an alternative,
     /// has all the time there is. Default 3 s: four round trips between continents, and a slow application. Raising it makes
-    /// connections wait longer for a peer that has stalled.
+    /// connections wait longer for a peer that has stalled. A connection on which nothing at all has come for half of this
+    /// time, or a second, by the end of an attempt takes no more tunnels.
     pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = timeout.min(Duration::from_secs(365 * 24 * 60 * 60));
         self
@@ -243,7 +244,9 @@ impl Inner {
             let lease = self.pool.checkout(&self.source, &route.path).await.map_err(Failed::from)?;
             let identities = lease.identities().to_vec();
             let metadata = self.metadata(source, route, from);
-            let tunnel = lease.connect(&route.authority, &metadata).await;
+            // Part of the attempt may have gone by until there was a connection.
+            let patience = self.settings.attempt_timeout / 2;
+            let tunnel = lease.connect_patiently(&route.authority, &metadata, patience).await;
             let tunnel = tunnel.map_err(|e| Failed { error: e.error, is_repeated: e.is_repeated })?;
             Ok((tunnel, identities))
         };

@@ -4,7 +4,7 @@
 //! A connection whose tunnel was open in a process that was killed is cut: its bytes may have been on the way, so nobody may
 //! send them again. These are counted, and nothing else may happen to any connection: all that had no 200 yet gets one.
 //!
-//! Each scenario runs for two seconds beside the time that start and recovery take. To run them for longer, and to see their
+//! Each scenario runs for one and a half seconds beside the time that start and recovery take. To run them for longer, and to see their
 //! figures:
 //!
 //! ```sh

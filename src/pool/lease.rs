@@ -93,9 +93,21 @@ impl Lease {
     ///
     /// As [`Client::connect`].
     pub async fn connect(self, authority: &Authority, metadata: &Metadata) -> Result<TunnelStream, LeaseError> {
+        self.connect_patiently(authority, metadata, SILENCE).await
+    }
+
+    /// [`Lease::connect`] for callers who give up earlier, and should not meet the same silence again: the shorter time
+    /// counts.
+    pub(crate) async fn connect_patiently(
+        self,
+        authority: &Authority,
+        metadata: &Metadata,
+        patience: Duration,
+    ) -> Result<TunnelStream, LeaseError> {
         let Self { connection, place } = self;
         let waiting = Waiting {
             pool: place.pool.clone(),
+            patience: patience.min(SILENCE),
             began: Instant::now(),
             reads: connection.client.reads(),
             connection: &connection,
@@ -139,6 +151,7 @@ impl Lease {
 struct Waiting<'a> {
     pool: Weak<Inner>,
     connection: &'a Connection,
+    patience: Duration,
     began: Instant,
     reads: u64,
 }
@@ -146,7 +159,7 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if self.connection.client.reads() == self.reads
-            && self.began.elapsed() >= SILENCE
+            && self.began.elapsed() >= self.patience
             && let Some(pool) = self.pool.upgrade()
         {
             pool.step(|state, now| state.doomed(self.connection.id, now));

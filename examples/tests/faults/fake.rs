@@ -144,8 +144,8 @@ impl Counter {
     }
 }
 
-/// How long the load goes on while something is broken: two seconds, or what `HBONE_FAULT_SECONDS` says.
+/// How long the load goes on while something is broken: one and a half seconds, or what `HBONE_FAULT_SECONDS` says.
 pub(super) fn load_time() -> Duration {
     let seconds = std::env::var("HBONE_FAULT_SECONDS").ok().map(|seconds| seconds.parse().unwrap());
-    Duration::from_secs_f64(seconds.unwrap_or(2.0))
+    Duration::from_secs_f64(seconds.unwrap_or(1.5))
 }

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep};
 use super::super::harness::{server_id, trusted};
 use super::world::{FAR, World, address, gateway_id};
 use crate::balance::LeastRequests;
+use crate::connector::ConnectorConfig;
 use crate::io::{BoxStream, Dial, Stream};
 use crate::mesh::Snapshot;
 use crate::metadata::Metadata;
@@ -316,9 +317,17 @@ fn gateways(opened: &[Opened]) -> BTreeSet<&str> {
 
 /// Everything is up, and connections lead everywhere.
 async fn all_up(world: &World) -> (Outbound, Vec<Serving>, Vec<Serving>, Arc<AtomicBool>) {
+    all_up_with(world, ConnectorConfig::new()).await
+}
+
+async fn all_up_with(
+    world: &World,
+    settings: ConnectorConfig,
+) -> (Outbound, Vec<Serving>, Vec<Serving>, Arc<AtomicBool>) {
     let frozen = Arc::new(AtomicBool::new(false));
     let gateways = (0..GATEWAYS.len()).map(|n| start_gateway(world, n, &frozen)).collect();
-    let (outbound, pods) = (world.outbound(), start_pods(world));
+    let outbound = Outbound::new(world.connector_with(&world.pool(), settings));
+    let pods = start_pods(world);
     everywhere(&outbound).await;
     (outbound, gateways, pods, frozen)
 }
@@ -363,36 +372,61 @@ async fn a_gateway_of_two_is_killed_and_returns() {
     everywhere(&outbound).await;
 }
 
+#[rstest]
+#[case::by_default(3.0)]
+#[case::of_impatient_callers(0.3)]
 #[tokio::test(start_paused = true)]
-async fn a_pod_of_three_stands_still_for_twenty_seconds() {
+async fn a_pod_of_three_stands_still_for_twenty_seconds(#[case] attempt_timeout: f64) {
     let world = world();
-    let (outbound, _gateways, _pods, frozen) = all_up(&world).await;
+    let settings = ConnectorConfig::new().with_attempt_timeout(Duration::from_secs_f64(attempt_timeout));
+    let (outbound, _gateways, _pods, frozen) = all_up_with(&world, settings).await;
     let stand_still = async {
         frozen.store(true, Ordering::Relaxed);
         sleep(Duration::from_secs(20)).await;
         frozen.store(false, Ordering::Relaxed);
     };
     let opened = load_and(&outbound, stand_still).await;
-    assert_fine(&opened, 6.0, 0);
+    assert_fine(&opened, 2.0 * attempt_timeout, 0);
     sleep(LATER).await;
     load(&outbound).await;
     everywhere(&outbound).await;
 }
 
+/// No tunnel is open on the connections to it, so that they look as good as the others each time.
 #[rstest]
-#[case::silent(Wrong::Silent, 3.0, 0)]
-#[case::stalls(Wrong::StallsInTls, 3.0, 0)]
-#[case::refuses(Wrong::Refuses, 0.0, 0)]
-#[case::goes_away_at_once(Wrong::GoesAwayAfter(0), 0.0, 0)]
-#[case::goes_away_after_three(Wrong::GoesAwayAfter(3), 0.0, 0)]
+#[case::by_default(3.0)]
+#[case::impatient(0.3)]
 #[tokio::test(start_paused = true)]
-async fn a_gateway_of_two_is_wrong_and_is_healed(#[case] wrong: Wrong, #[case] seconds: f64, #[case] cut: usize) {
+async fn callers_one_by_one_do_not_meet_a_pod_that_stands_still_for_long(#[case] attempt_timeout: f64) {
+    let world = world();
+    let settings = ConnectorConfig::new().with_attempt_timeout(Duration::from_secs_f64(attempt_timeout));
+    let (outbound, _gateways, _pods, frozen) = all_up_with(&world, settings).await;
+    frozen.store(true, Ordering::Relaxed);
+    let (start, mut slow) = (Instant::now(), 0);
+    for _ in 0..60 {
+        let opened = one(&outbound).await;
+        assert!(opened.connect <= Duration::from_secs_f64(2.0 * attempt_timeout), "{:?}", opened.connect);
+        assert_ne!(opened.answer.unwrap(), "a");
+        slow += usize::from(opened.connect > Duration::ZERO);
+    }
+    println!("{slow} were slow, all took {:?}", start.elapsed());
+    assert!(slow <= 8, "{slow} met it");
+}
+
+#[rstest]
+#[case::silent(Wrong::Silent, 3.0)]
+#[case::stalls(Wrong::StallsInTls, 3.0)]
+#[case::refuses(Wrong::Refuses, 0.0)]
+#[case::goes_away_at_once(Wrong::GoesAwayAfter(0), 0.0)]
+#[case::goes_away_after_three(Wrong::GoesAwayAfter(3), 0.0)]
+#[tokio::test(start_paused = true)]
+async fn a_gateway_of_two_is_wrong_and_is_healed(#[case] wrong: Wrong, #[case] seconds: f64) {
     let world = world();
     let frozen = Arc::new(AtomicBool::new(false));
     let _good = start_gateway(&world, 0, &frozen);
     let (_pods, bad, outbound) = (start_pods(&world), start_wrong_gateway(&world, 1, wrong), world.outbound());
     let opened = load(&outbound).await;
-    assert_fine(&opened, seconds, cut);
+    assert_fine(&opened, seconds, 0);
     assert_eq!(pods(&opened), PODS.into());
     bad.kill().await;
     let _healed = start_gateway(&world, 1, &frozen);

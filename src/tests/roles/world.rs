@@ -133,9 +133,12 @@ impl World {
 
     /// What the client's proxy connects with.
     pub(super) fn connector_over(&self, pool: &Pool) -> Connector {
+        self.connector_with(pool, ConnectorConfig::new())
+    }
+
+    pub(super) fn connector_with(&self, pool: &Pool, settings: ConnectorConfig) -> Connector {
         let mesh = self.east.mesh.subscribe();
         let (credentials, balance) = (Arc::new(self.ca.issue(&client_id())), Arc::new(WeightedRandom::new()));
-        let settings = ConnectorConfig::new();
         Connector::new(mesh, "default", "client", pool, credentials, balance, settings).unwrap()
     }
 
