@@ -5,7 +5,4 @@ mod dead;
 mod ends;
 mod limits;
 mod nested;
-#[cfg(all(feature = "mesh-file", feature = "proxy"))]
-#[cfg(any())]
-mod spread;
 mod world;

@@ -1,6 +1,7 @@
 //! The three roles together: client, outbound, gateway, inbound, application.
 
 mod drain;
+mod faults;
 #[cfg(feature = "tower")]
 mod http_stacks;
 mod pods;

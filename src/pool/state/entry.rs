@@ -166,13 +166,13 @@ impl<H: Handle, W> Entry<H, W> {
             })
     }
 
-    /// How many dials are to be started now.
+    /// How many dials those who wait want to be started now.
     pub(super) fn dials_wanted(&self, limits: &Limits, now: Instant) -> usize {
-        if self.failure.as_ref().is_some_and(|failure| now < failure.retry_at) {
+        if self.waits_to_retry(now) {
             return 0;
         }
         let wanted = match (self.waiters.len(), self.reuse) {
-            (0, _) => usize::from(self.dials.is_empty() && self.wants_to_grow(limits, now)),
+            (0, _) => return 0,
             (waiters, Reuse::Never) => return waiters.saturating_sub(self.dials.len()),
             (waiters, _) => {
                 let unsettled =
@@ -187,9 +187,14 @@ impl<H: Handle, W> Entry<H, W> {
         wanted.min(limits.per_path.saturating_sub(there))
     }
 
+    fn waits_to_retry(&self, now: Instant) -> bool {
+        self.failure.as_ref().is_some_and(|failure| now < failure.retry_at)
+    }
+
     /// Whether one more connection would do good although nobody waits for it.
-    fn wants_to_grow(&self, limits: &Limits, now: Instant) -> bool {
-        if self.grow_at.is_some_and(|at| now < at) {
+    pub(super) fn wants_to_grow(&self, limits: &Limits, now: Instant) -> bool {
+        let early = self.waits_to_retry(now) || self.grow_at.is_some_and(|at| now < at);
+        if early || !self.waiters.is_empty() || !self.dials.is_empty() {
             return false;
         }
         let (mut usable, mut fresh, mut idle_hands, mut untold, mut unknown) = (0, 0, 0, 0, 0);
@@ -200,8 +205,7 @@ impl<H: Handle, W> Entry<H, W> {
             untold += usize::from(!conn.aged && conn.whereabouts == Whereabouts::Untold);
             unknown += usize::from(!conn.aged && conn.whereabouts == Whereabouts::Unknown);
         }
-        if usable == 0 {
-            // Nobody waits, and nobody has for a while.
+        if usable == 0 || fresh >= limits.per_path {
             return false;
         }
         let busy = idle_hands == 0 && fresh < limits.busy_connections;

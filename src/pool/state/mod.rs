@@ -171,7 +171,7 @@ impl<H: Handle, W> State<H, W> {
             return None;
         }
         let grant = self.grant(id)?;
-        self.dial(id, now);
+        self.grow(id, now);
         Some(grant)
     }
 
@@ -234,6 +234,7 @@ impl<H: Handle, W> State<H, W> {
             }
         }
         self.settle(id, now);
+        self.grow(id, now);
         self.feed(now);
     }
 
@@ -325,6 +326,7 @@ impl<H: Handle, W> State<H, W> {
             self.arrived(id, conn, now);
         }
         self.settle(id, now);
+        self.grow(id, now);
     }
 
     /// It is known which backend a new connection leads to: a new one, or one that needed no further connection.
@@ -371,7 +373,7 @@ impl<H: Handle, W> State<H, W> {
         if let Some(conn) = self.conn_mut(id, conn) {
             conn.busy = busy;
         }
-        self.dial(id, now);
+        self.grow(id, now);
     }
 
     /// A connection's driver has ended.
@@ -461,6 +463,7 @@ impl<H: Handle, W> State<H, W> {
         let next = if old { idle_until } else { idle_until.min(conn.expires) };
         self.timers.set(Timer::Conn(id), next);
         self.settle(entry, now);
+        self.grow(entry, now);
     }
 
     fn retire(&mut self, conn: ConnId, why: Why, now: Instant) {
@@ -517,14 +520,25 @@ impl<H: Handle, W> State<H, W> {
         Some(Grant { conn: conn.id, handle })
     }
 
-    /// Starts the dials that are wanted and allowed.
+    /// Opens one more connection that nobody waits for, if it would do good. Only where the key is in use: what has just lost
+    /// a connection does not show that anybody will want another one.
+    fn grow(&mut self, id: EntryId, now: Instant) {
+        if self.entries.get(&id).is_some_and(|entry| entry.wants_to_grow(&self.limits, now)) {
+            self.start(id, 1, now);
+        }
+    }
+
+    /// Starts the dials that are waited for.
     fn dial(&mut self, id: EntryId, now: Instant) {
-        let Some(entry) = self.entries.get(&id) else { return };
+        let wanted = self.entries.get(&id).map_or(0, |entry| entry.dials_wanted(&self.limits, now));
+        self.start(id, wanted, now);
+    }
+
+    fn start(&mut self, id: EntryId, dials: usize, now: Instant) {
         if self.closed {
             return;
         }
-        let wanted = entry.dials_wanted(&self.limits, now);
-        for _ in 0..wanted {
+        for _ in 0..dials {
             if self.at.len() >= self.limits.in_all {
                 return self.starve(id, now);
             }

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::HeaderMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -16,7 +15,7 @@ use tokio::sync::mpsc;
 use super::super::{Lease, Pool, PoolConfig, PoolStats, Source};
 use crate::identity::{AcceptedIdentities, SpiffeId, TrustDomains};
 use crate::io::{BoxStream, Dial};
-use crate::metadata::{BAGGAGE, Metadata};
+use crate::metadata::Metadata;
 use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 use crate::server::{self, Incoming};
 use crate::testing::{Ca, Network};
@@ -291,12 +290,6 @@ impl Peer {
             Does::Mute => {}
         }
     }
-}
-
-/// The baggage of a pod.
-pub(super) fn pod(n: usize) -> Metadata {
-    let baggage = format!("k8s.cluster.name=west,k8s.namespace.name=default,k8s.pod.name=pod-{n}");
-    Metadata::from_headers(&HeaderMap::from_iter([(BAGGAGE, baggage.parse().unwrap())]))
 }
 
 /// Gets a place and opens a tunnel.
