@@ -445,6 +445,7 @@ impl<H: Handle, W> State<H, W> {
                         self.timers.set(timer, forget_at);
                     }
                     self.settle(id, now);
+                    self.grow(id, now);
                 }
             }
         }
