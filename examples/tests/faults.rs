@@ -15,10 +15,8 @@ mod cluster;
 mod fake;
 mod load;
 
-use std::time::Instant;
-
 use rstest::rstest;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use cluster::{Cluster, PODS};
 use fake::{Counter, Fake, Wrong, load_time};

@@ -1,11 +1,11 @@
 //! The processes that a scenario is about: a client's proxy, two gateways of another network, three pods behind them.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Instant;
 
 use hbone::testing::Ca;
 use tokio::net::TcpListener;
 use tokio::sync::MutexGuard;
+use tokio::time::Instant;
 
 use super::load::{Load, answer};
 use crate::mesh::{GLOBAL, Mesh, strings};
