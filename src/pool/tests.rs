@@ -5,4 +5,5 @@ mod dead;
 mod ends;
 mod limits;
 mod nested;
+mod spread;
 mod world;

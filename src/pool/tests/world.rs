@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::super::{Lease, Pool, PoolConfig, PoolStats, Source};
 use crate::identity::{AcceptedIdentities, SpiffeId, TrustDomains};
 use crate::io::{BoxStream, Dial};
-use crate::metadata::Metadata;
+use crate::metadata::{BackendToken, Metadata};
 use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 use crate::server::{self, Incoming};
 use crate::testing::{Ca, Network};
@@ -172,8 +172,10 @@ impl Dial for Net {
 pub(super) enum Does {
     /// Accepts with this, and echoes.
     Echo(Metadata),
-    /// Leads each to one of these.
+    /// Leads each to one of these by chance.
     Forward(Vec<Peer>, Mutex<fastrand::Rng>),
+    /// Likewise, but to one that the client does not know if there is any, and says which one it is.
+    Tell(Vec<Peer>, Mutex<fastrand::Rng>),
     /// Says nothing after TLS.
     Mute,
 }
@@ -285,6 +287,15 @@ impl Peer {
                 let Ok(tunnel) = incoming.accept(&Metadata::default()) else { return };
                 self.0.served.fetch_add(1, Ordering::SeqCst);
                 let pod = rng.lock().unwrap().usize(..pods.len());
+                tokio::spawn(pods[pod].clone().serve(Box::new(tunnel)));
+            }
+            Does::Tell(pods, rng) => {
+                let token = |pod: usize| BackendToken::from(pod as u64);
+                let known = incoming.metadata().known_backends();
+                let unknown: Vec<_> = (0..pods.len()).filter(|pod| !known.contains(&token(*pod))).collect();
+                let pod = rng.lock().unwrap().choice(unknown).unwrap_or(0);
+                let Ok(tunnel) = incoming.accept(&Metadata::default().with_backend(token(pod))) else { return };
+                self.0.served.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(pods[pod].clone().serve(Box::new(tunnel)));
             }
             Does::Mute => {}
