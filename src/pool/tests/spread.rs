@@ -33,7 +33,7 @@ impl Spread {
             let name = format!("pod-{n}");
             let baggage = Baggage::default().with_namespace("default").with_workload(WorkloadType::Pod, name);
             let answer = Metadata::default().with_baggage(baggage);
-            world.peer(Does::Echo(if told == Told::ByThePod { answer } else { Metadata::default() }))
+            world.peer(Does::Echo(Box::new(if told == Told::ByThePod { answer } else { Metadata::default() })))
         };
         let pods: Vec<_> = (0..backends).map(pod).collect();
         let rng = Mutex::new(fastrand::Rng::with_seed(seed));

@@ -104,7 +104,7 @@ impl World {
 
     /// A peer that echoes at an address.
     pub(super) fn echo(&self, n: u8) -> Peer {
-        let peer = self.peer(Does::Echo(Metadata::default()));
+        let peer = self.peer(Does::Echo(Box::default()));
         peer.listen(&self.net.network, address(n));
         peer
     }
@@ -171,7 +171,7 @@ impl Dial for Net {
 #[derive(Debug)]
 pub(super) enum Does {
     /// Accepts with this, and echoes.
-    Echo(Metadata),
+    Echo(Box<Metadata>),
     /// Leads each to one of these by chance.
     Forward(Vec<Peer>, Mutex<fastrand::Rng>),
     /// Likewise, but to one that the client does not know if there is any, and says which one it is.
