@@ -60,6 +60,7 @@ impl<H: Handle, W> State<H, W> {
         let expires = now + self.limits.max_age.mul_f64(jitter);
         let Landed { handle, parent, backend } = landed;
         let parent_ends = parent.is_some_and(|parent| self.is_ending(parent));
+        let parent_is_gone = parent.is_some_and(|parent| !self.at.contains_key(&parent));
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match &mut entry.failure {
             // The peer has said nothing yet.
@@ -89,9 +90,15 @@ impl<H: Handle, W> State<H, W> {
             aged: false,
             busy: false,
             ending: false,
+            of_late: 0,
         });
         entry.recount();
         if parent_ends {
+            // What the peer had let in runs to its end. So those who wait get their places, as the next connection may fare
+            // no better with a peer that goes away each time; whoever comes later doesn't.
+            if !parent_is_gone {
+                self.serve(id, now);
+            }
             return self.retire(dial, Why::Ending, now);
         }
         if let Some(replaced) = replaced {

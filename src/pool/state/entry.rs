@@ -26,6 +26,8 @@ pub(super) struct Entry<H, W> {
     pub(super) grow_at: Option<Instant>,
     /// Whether two connections lead to the same backend.
     twins: bool,
+    /// When [`Conn::of_late`] was halved last.
+    faded: Option<Instant>,
 }
 
 /// One connection, from when its dial succeeded until its driver has ended.
@@ -36,6 +38,8 @@ pub(super) struct Conn<H> {
     /// `None` once it takes no more tunnels.
     pub(super) handle: Option<H>,
     pub(super) open: usize,
+    /// How many tunnels it has got, with those of a second ago counted half, and so on.
+    pub(super) of_late: usize,
     pub(super) whereabouts: Whereabouts,
     pub(super) expires: Instant,
     pub(super) idle_since: Instant,
@@ -87,16 +91,18 @@ impl<H: Handle, W> Entry<H, W> {
             misses: 0,
             grow_at: None,
             twins: false,
+            faded: None,
         }
     }
 
     /// Which connection the next tunnel goes on, if there is room on any: one in its best age before aged ones, one with
-    /// time left before busy ones, then the backend with the fewest tunnels, and ties at random.
+    /// time left before busy ones, then the backend with the fewest tunnels. Of equals the one that has got the fewest of
+    /// late, so that those whose connection came later make up for it at once; else at random.
     pub(super) fn pick(&self, rng: &mut fastrand::Rng) -> Option<usize> {
-        let mut best: Option<(usize, (bool, bool, usize, usize))> = None;
+        let mut best: Option<(usize, (bool, bool, usize, usize, usize))> = None;
         let mut ties = 1;
         for (place, conn) in self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room()) {
-            let rank = (conn.aged, conn.busy, self.tunnels_at(conn), conn.open);
+            let rank = (conn.aged, conn.busy, self.tunnels_at(conn), conn.open, conn.of_late);
             match &best {
                 Some((_, least)) if rank > *least => {}
                 Some((_, least)) if rank == *least => {
@@ -112,6 +118,16 @@ impl<H: Handle, W> Entry<H, W> {
             }
         }
         best.map(|(place, _)| place)
+    }
+
+    /// Lets the past count for less.
+    pub(super) fn fade(&mut self, now: Instant) {
+        let since = now.saturating_duration_since(*self.faded.get_or_insert(now)).as_secs();
+        if since > 0 {
+            let times = u32::try_from(since).unwrap_or(u32::MAX);
+            self.conns.iter_mut().for_each(|conn| conn.of_late = conn.of_late.checked_shr(times).unwrap_or(0));
+            self.faded = Some(now);
+        }
     }
 
     /// The open tunnels to the backend that `conn` leads to.

@@ -172,7 +172,7 @@ impl<H: Handle, W> State<H, W> {
         if !entry.waiters.is_empty() {
             return None;
         }
-        let grant = self.grant(id)?;
+        let grant = self.grant(id, now)?;
         self.grow(id, now);
         Some(grant)
     }
@@ -221,13 +221,7 @@ impl<H: Handle, W> State<H, W> {
 
     /// Gives waiters what there is, dials for the rest, and forgets the entry if nothing is left of it.
     fn settle(&mut self, id: EntryId, now: Instant) {
-        while self.entries.get(&id).is_some_and(|entry| !entry.waiters.is_empty()) {
-            let Some(grant) = self.grant(id) else { break };
-            let Some((_, waiter)) = self.entries.get_mut(&id).and_then(|entry| entry.waiters.pop_front()) else {
-                break;
-            };
-            self.actions.push(Action::Grant(waiter, grant));
-        }
+        self.serve(id, now);
         self.dial(id, now);
         if self.entries.get(&id).is_some_and(|entry| entry.is_empty(now))
             && let Some(entry) = self.entries.remove(&id)
@@ -238,8 +232,19 @@ impl<H: Handle, W> State<H, W> {
         }
     }
 
-    fn grant(&mut self, id: EntryId) -> Option<Grant<H>> {
+    fn serve(&mut self, id: EntryId, now: Instant) {
+        while self.entries.get(&id).is_some_and(|entry| !entry.waiters.is_empty()) {
+            let Some(grant) = self.grant(id, now) else { break };
+            let Some((_, waiter)) = self.entries.get_mut(&id).and_then(|entry| entry.waiters.pop_front()) else {
+                break;
+            };
+            self.actions.push(Action::Grant(waiter, grant));
+        }
+    }
+
+    fn grant(&mut self, id: EntryId, now: Instant) -> Option<Grant<H>> {
         let entry = self.entries.get_mut(&id)?;
+        entry.fade(now);
         let conn = entry.pick(&mut self.rng)?;
         let conn = &mut entry.conns[conn];
         let handle = match entry.reuse {
@@ -247,6 +252,7 @@ impl<H: Handle, W> State<H, W> {
             _ => conn.handle.clone(),
         }?;
         conn.open += 1;
+        conn.of_late = conn.of_late.saturating_add(1);
         Some(Grant { conn: conn.id, handle })
     }
 

@@ -301,9 +301,9 @@ fn what_ends_a_connection_ends_those_inside_except_age(#[case] end: End, #[case]
 }
 
 #[rstest]
-#[case::doomed(false)]
+#[case::going(false)]
 #[case::gone(true)]
-fn a_connection_that_lands_inside_one_that_has_ended_is_not_used(#[case] gone: bool) {
+fn a_connection_that_lands_inside_one_that_ends_serves_those_who_wait_and_nobody_else(#[case] gone: bool) {
     let mut sim = Sim::new(limits());
     let outer_key = direct(1, Reuse::Shared);
     let inner_key = inside(&outer_key, "a:1", Reuse::Shared);
@@ -317,8 +317,11 @@ fn a_connection_that_lands_inside_one_that_has_ended_is_not_used(#[case] gone: b
         sim.doom(outer);
     }
     let inner = sim.land(0, None, 4);
-    assert!(sim.conns[&inner].dropped && sim.granted.iter().all(|(t, _)| *t != tag));
-    assert_eq!(sim.dials.len(), 1, "it is tried once more");
+    assert!(sim.conns[&inner].dropped);
+    assert_eq!(sim.granted.iter().any(|granted| *granted == (tag, inner)), !gone);
+    assert_eq!(sim.dials.len(), usize::from(gone), "it is tried once more where nobody could be served");
+    let _ = sim.checkout(&inner_key).unwrap_err();
+    assert_eq!(sim.dials.len(), 1, "whoever comes later gets another one");
     sim.wind_up();
 }
 

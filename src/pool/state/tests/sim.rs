@@ -238,13 +238,17 @@ impl Sim {
         let knobs = Knobs { limit: limit.into(), unsettled: unsettled.into(), closed: false.into() };
         let mock = Mock(Rc::new(knobs));
         if self.state.at.contains_key(&id) {
-            let doomed = parent.is_some_and(|parent| self.conns.get(&parent).is_none_or(|parent| parent.doomed));
+            // Inside one that is about to end it is there for those who wait already.
+            let doomed = parent.is_some_and(|parent| !self.conns.contains_key(&parent));
             let conn = SimConn { mock: mock.clone(), key, parent, open: 0, dropped: false, doomed };
             self.conns.insert(id, conn);
         }
         let landed = Landed { handle: mock, parent, backend };
         self.state.dialled(id, Ok(landed), self.now);
         self.act();
+        if parent.is_some_and(|parent| self.conns.get(&parent).is_some_and(|parent| parent.doomed)) {
+            self.note_doomed(id);
+        }
         if !self.conns.contains_key(&id) {
             self.give_back(parent);
         }
