@@ -1,5 +1,5 @@
-//! From a name to a tunnel: the mesh says where to, a balancer chooses, the pool has the connection, and what fails before its
-//! 200 is tried elsewhere.
+//! From a name to a tunnel: the mesh says where to, a balancer chooses, the pool has the connection, and what fails before
+//! its 200 is tried elsewhere.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,9 +28,75 @@ pub type MeshWatch = tokio::sync::watch::Receiver<Snapshot>;
 /// # What is tried again
 ///
 /// Until the peer's 200 is here, not a byte of the application has been sent, so that another endpoint can be tried without
-/// harm. That is done when the attempt failed for a [reason that another endpoint may cure](route::is_retryable) and there is
-/// one, or when the connection went away under it: never after 400 or 401, and never after the 200. Endpoints and gateways that failed are not chosen again while there is any other, and
-/// those that [fail repeatedly](crate::balance::health) are left out for a while for everybody.
+/// harm. That is done when the attempt failed for a [reason that another endpoint may cure](route::is_retryable) and there
+/// is one, or when the connection went away under it: never after 400 or 401, and never after the 200. Endpoints and
+/// gateways that failed are not chosen again while there is any other, and those that
+/// [fail repeatedly](crate::balance::health) are left out for a while by this connector.
+///
+/// Behind a gateway the connector can't name a pod, so there the other endpoint is another gateway, or what the gateway
+/// makes of a second request for the same service.
+///
+/// # Example
+///
+/// Two pods, of which only one answers. No connection fails:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use hbone::balance::RoundRobin;
+/// use hbone::connector::{Connector, ConnectorConfig};
+/// use hbone::mesh::Snapshot;
+/// # use hbone::metadata::Metadata;
+/// use hbone::pool::{Pool, PoolConfig};
+/// use hbone::testing::{Ca, Network};
+/// # use hbone::tls::Acceptor;
+/// use hbone::{Authority, Config, SpiffeId};
+/// # use hbone::{TrustDomains, server};
+///
+/// const MESH: &str = "
+/// workloads:
+/// - {uid: web, name: web, namespace: shop, serviceAccount: web, protocol: HBONE, workloadIps: [10.0.0.1]}
+/// - {uid: c1, name: c1, namespace: shop, serviceAccount: cart, protocol: HBONE, workloadIps: [10.0.0.2], services: {shop/cart.shop: {}}}
+/// - {uid: c2, name: c2, namespace: shop, serviceAccount: cart, protocol: HBONE, workloadIps: [10.0.0.3], services: {shop/cart.shop: {}}}
+/// services:
+/// - {name: cart, namespace: shop, hostname: cart.shop, ports: {80: 8080}}
+/// ";
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// # let (ca, network, config) = (Ca::new(), Network::new(), Arc::new(Config::new()));
+/// # let id = |sa| format!("spiffe://cluster.local/ns/shop/sa/{sa}").parse::<SpiffeId>();
+/// # let (web, cart) = (id("web")?, id("cart")?);
+/// # let trusted = TrustDomains::new("cluster.local".parse()?);
+/// # let acceptor = Acceptor::new(Arc::new(ca.issue(&cart)), trusted, config.clone());
+/// # let mut listener = network.listen("10.0.0.3:15008".parse()?);
+/// # tokio::spawn(async move {
+/// #     while let Some(stream) = listener.accept().await {
+/// #         let mut server = server::handshake(acceptor.accept(stream).await?).await?;
+/// #         tokio::spawn(async move {
+/// #             let mut tunnels = Vec::new();
+/// #             while let Some(Ok(incoming)) = server.accept().await {
+/// #                 tunnels.push(incoming.accept(&Metadata::default()).expect("a client that waits"));
+/// #             }
+/// #         });
+/// #     }
+/// #     Ok::<_, hbone::Error>(())
+/// # });
+/// // `ca`, `network` and `config` are at hand; a pod listens at 10.0.0.3, and nobody at 10.0.0.2.
+/// let (_mesh, mesh) = tokio::sync::watch::channel(Snapshot::parse("the mesh", MESH)?);
+/// let pool = Pool::new(Arc::new(network), config, PoolConfig::new());
+/// let (own, balance) = (Arc::new(ca.issue(&web)), Arc::new(RoundRobin::new()));
+/// let connector = Connector::new(mesh, "shop", "web", &pool, own, balance, ConnectorConfig::new())?;
+///
+/// let target: Authority = "cart.shop:80".parse()?;
+/// for _ in 0..20 {
+///     let connected = connector.connect(&target, None).await?;
+///     assert_eq!(connected.identities, [cart.clone()]);
+///     assert_eq!(&*connected.route.picked.name, "c2");
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Connector(Arc<Inner>);
 

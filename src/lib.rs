@@ -23,9 +23,28 @@
 //!
 //! Identity is checked at both ends of both, before a byte of HTTP/2; there is no plaintext fallback anywhere.
 //!
-//! Nothing here spawns, except the roles of [`proxy`] and the listener of [`service`]: a handshake returns a cheap handle and
-//! a driver, or a server to be polled, and the caller decides where these run. Decisions (routes, identities, policies,
-//! balancing) are pure functions over a [`mesh::Snapshot`].
+//! Handshakes and functions of tunnels spawn nothing: a handshake returns a cheap handle and a driver, or a server to be
+//! polled, and the caller decides where these run. What keeps connections does spawn: a [`pool::Pool`], and with it the
+//! [`connector::Connector`], the roles of [`proxy`], and the listener and server of [`service`]; each says so. Decisions
+//! (routes, identities, policies, balancing, which connection a pool uses) are pure: of a [`mesh::Snapshot`], a time and
+//! what has happened.
+//!
+//! # From a name to a tunnel
+//!
+//! A program that only wants to reach a service starts at the other end, with its name:
+//!
+//! ```text
+//!  Connector::connect(name)
+//!      │
+//!      ├─▶ route::outbound         the mesh, health and a balancer choose an endpoint, or a gateway and the service behind it
+//!      ├─▶ Pool::checkout(path)    a place on a connection that is there, or that is opened for all who wait for it
+//!      ├─▶ Lease::connect          CONNECT; what fails before the 200 is tried elsewhere, up to three times in all
+//!      ▼
+//!  Connected { tunnel, route, identities }
+//! ```
+//!
+//! Connections are shared at every hop, the inner ones too. Where a name stands for many backends behind a gateway, the pool
+//! keeps a connection to each of them and spreads the tunnels: sharing does not pin them to one backend. [`pool`] says how.
 //!
 //! # A tunnel inside a tunnel
 //!
@@ -37,12 +56,15 @@
 //!
 //! | To | see |
 //! |---|---|
+//! | reach a service by its name | [`connector`] |
 //! | open and accept tunnels | [`client`], [`server`], [`TunnelStream`], [`nested`] |
+//! | share connections | [`pool`], [`Path`], [`Reuse`] |
 //! | set limits and timeouts | [`Config`] |
 //! | bring certificates | [`tls::CredentialSource`], [`tls::Credentials`] |
 //! | say and read who a connection is for | [`metadata`] |
 //! | move bytes | [`io`] |
 //! | route by a mesh | [`mesh`], [`route`], [`balance`], [`policy`] |
+//! | leave out what has failed | [`balance::health`] |
 //! | run a proxy | [`proxy`] |
 //! | serve or call HTTP without one | [`service`] |
 //! | end without losing anything | [`drain`] |
@@ -55,9 +77,15 @@
 //! | `aws-lc-rs` | yes | TLS by aws-lc-rs, with X25519MLKEM768 offered first. Wins when both providers are on. |
 //! | `ring` | no | TLS by ring, without post-quantum key exchange. |
 //! | `mesh-file` | yes | [`mesh::Snapshot::load`]: the mesh from a YAML file. |
-//! | `proxy` | yes | The roles, over tokio's TCP. |
+//! | `proxy` | yes | [`proxy`]: the outbound, inbound and gateway roles, over tokio's TCP. |
 //! | `tower` | no | [`service`]: HTTP servers and clients on HBONE, for hyper, axum and tonic. |
-//! | `test-util` | no | An in-memory network and a throwaway certificate authority. |
+//! | `test-util` | no | [`testing`]: an in-memory network and a throwaway certificate authority. |
+//!
+// What is not there leads to the feature that it needs.
+#![cfg_attr(not(feature = "mesh-file"), doc = "[`mesh::Snapshot::load`]: #features")]
+#![cfg_attr(not(feature = "proxy"), doc = "[`proxy`]: #features")]
+#![cfg_attr(not(feature = "tower"), doc = "[`service`]: #features")]
+#![cfg_attr(not(feature = "test-util"), doc = "[`testing`]: #features")]
 
 pub mod balance;
 pub mod client;

@@ -14,7 +14,7 @@ use crate::tunnel::TunnelStream;
 /// that. What runs through the new connection is opaque to the peer of `client`.
 ///
 /// Depth is not limited: the client returned can be extended again. Each hop has the timeouts of its
-/// [`Config`](crate::Config). Spawn the [`Driver`]; the tunnel below is held open until it ends.
+/// [`Config`]. Spawn the [`Driver`]; the tunnel below is held open until it ends.
 ///
 /// Cancel safe: when dropped, the tunnel is reset and nothing is left.
 ///

@@ -193,7 +193,7 @@ impl Cluster {
             return Err(format!("{file} has no {from:?}").into());
         }
         *text = text.replace(from, to);
-        self.mesh.send_replace(Snapshot::parse(*file, text)?);
+        self.mesh.send_replace(Snapshot::parse(file, text)?);
         Ok(())
     }
 

@@ -169,6 +169,10 @@ impl Inner {
                 }
             }
         }
+        if locked.state.next_tick().is_none() && locked.timer.is_some() {
+            // Nothing is left to wait for.
+            self.wake.notify_one();
+        }
         if let Some(next) = locked.state.next_tick() {
             match locked.timer {
                 Some(at) if at <= next => {}

@@ -10,6 +10,67 @@
 //!                            wait, and dial ──▶ TCP, TLS, HTTP/2, or a Lease on the hop before and the same inside it
 //! ```
 //!
+//! The decisions are a state machine that is stepped under one short lock, so that a caller for whom there is room never
+//! waits for a task. Tasks there are for what takes time: one for each connection and each dial, and one for all that is due
+//! at some time. They run on the runtime of the first [`checkout`](Pool::checkout). A connection's ends with the connection,
+//! the others end with the pool.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use hbone::metadata::Metadata;
+//! use hbone::pool::{Pool, PoolConfig};
+//! use hbone::testing::{Ca, Network};
+//! # use hbone::tls::Acceptor;
+//! use hbone::{Authority, Config, DirectHop, Path, SpiffeId};
+//! # use hbone::{TrustDomains, server};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+//! # let (ca, network, config) = (Ca::new(), Network::new(), Arc::new(Config::new()));
+//! # let id = |sa| format!("spiffe://cluster.local/ns/shop/sa/{sa}").parse::<SpiffeId>();
+//! # let (web, cart) = (id("web")?, id("cart")?);
+//! # let trusted = TrustDomains::new("cluster.local".parse()?);
+//! # let acceptor = Acceptor::new(Arc::new(ca.issue(&cart)), trusted, config.clone());
+//! # let mut listener = network.listen("10.0.0.2:15008".parse()?);
+//! # tokio::spawn(async move {
+//! #     while let Some(stream) = listener.accept().await {
+//! #         let mut server = server::handshake(acceptor.accept(stream).await?).await?;
+//! #         tokio::spawn(async move {
+//! #             while let Some(Ok(incoming)) = server.accept().await {
+//! #                 let mut tunnel = incoming.accept(&Metadata::default()).expect("a client that waits");
+//! #                 tokio::spawn(async move {
+//! #                     let (mut from, mut to) = tokio::io::split(&mut tunnel);
+//! #                     drop(tokio::io::copy(&mut from, &mut to).await);
+//! #                     drop(tokio::io::AsyncWriteExt::shutdown(&mut to).await);
+//! #                 });
+//! #             }
+//! #         });
+//! #     }
+//! #     Ok::<_, hbone::Error>(())
+//! # });
+//! // `ca`, `network` and `config` are at hand, and `cart` listens at 10.0.0.2.
+//! let pool = Pool::new(Arc::new(network), config, PoolConfig::new());
+//! let source = pool.source(Arc::new(ca.issue(&web)), Metadata::default())?;
+//! let path = Path::direct(DirectHop::new("10.0.0.2:15008".parse()?, cart.into()));
+//!
+//! let target: Authority = "cart.shop:80".parse()?;
+//! let mut tunnels = Vec::new();
+//! for _ in 0..10 {
+//!     let lease = pool.checkout(&source, &path).await?;
+//!     tunnels.push(lease.connect(&target, &Metadata::default()).await?);
+//! }
+//! let stats = pool.stats();
+//! assert_eq!((stats.connections, stats.tunnels), (1, 10));
+//!
+//! drop(tunnels);
+//! let report = pool.close(Duration::from_secs(1)).await;
+//! assert_eq!(report.cut, 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Where a name stands for many
 //!
 //! Behind a gateway a service's name stands for many backends, and which one a connection leads to is the gateway's choice.
@@ -98,7 +159,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidCredentials`](crate::ErrorKind) when there are none.
+    /// [`ErrorKind::InvalidCredentials`] when there are none.
     pub fn source(&self, credentials: Arc<dyn CredentialSource>, metadata: Metadata) -> Result<Source> {
         self.0.add_source(credentials, metadata)
     }
@@ -112,8 +173,8 @@ impl Pool {
     ///
     /// Why the connection could not be opened, the same for all who waited for it, by the
     /// [dial deadline](PoolConfig::with_dial_deadline). For a [while](PoolConfig::with_back_off) after that, others get it at
-    /// once. [`ErrorKind::Closed`](crate::ErrorKind::Closed) when the pool is closed. Where all connections are full and no further one is allowed, it
-    /// waits for as long as that takes.
+    /// once. [`ErrorKind::Closed`] when the pool is closed or gone. Where all connections are full and no further one is
+    /// allowed, it waits for as long as that takes.
     pub async fn checkout(&self, source: &Source, path: &Path) -> Result<Lease> {
         let key = Key { source: source.shared.id, path: path.clone() };
         let pool = Arc::downgrade(&self.0);
@@ -141,7 +202,7 @@ impl Pool {
     /// Takes no more tunnels and waits up to `grace` for those that are open; connections inside others end before them.
     /// Then cuts what is left, and says how many tunnels that were.
     ///
-    /// Those who wait for a connection get [`ErrorKind::Closed`](crate::ErrorKind::Closed), and so does everybody from now on. When this is cancelled,
+    /// Those who wait for a connection get [`ErrorKind::Closed`], and so does everybody from now on. When this is cancelled,
     /// the pool stays closed and nothing is cut.
     pub async fn close(&self, grace: Duration) -> CloseReport {
         let open = self.0.close();

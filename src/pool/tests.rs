@@ -5,7 +5,5 @@ mod dead;
 mod ends;
 mod limits;
 mod nested;
-#[cfg(all(feature = "mesh-file", feature = "proxy"))]
-#[cfg(any())]
 mod spread;
 mod world;

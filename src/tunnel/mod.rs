@@ -107,6 +107,7 @@ impl TunnelStream {
     }
 
     /// Forgets what the peer said of itself, for the sake of memory.
+    #[cfg(feature = "proxy")]
     pub(crate) fn forget_metadata(&mut self) {
         self.metadata = None;
     }

@@ -26,6 +26,8 @@ pub(super) struct Entry<H, W> {
     pub(super) grow_at: Option<Instant>,
     /// Whether two connections lead to the same backend.
     twins: bool,
+    /// When [`Conn::of_late`] was halved last.
+    faded: Option<Instant>,
 }
 
 /// One connection, from when its dial succeeded until its driver has ended.
@@ -36,6 +38,8 @@ pub(super) struct Conn<H> {
     /// `None` once it takes no more tunnels.
     pub(super) handle: Option<H>,
     pub(super) open: usize,
+    /// How many tunnels it has got, with those of a second ago counted half, and so on.
+    pub(super) of_late: usize,
     pub(super) whereabouts: Whereabouts,
     pub(super) expires: Instant,
     pub(super) idle_since: Instant,
@@ -87,16 +91,18 @@ impl<H: Handle, W> Entry<H, W> {
             misses: 0,
             grow_at: None,
             twins: false,
+            faded: None,
         }
     }
 
     /// Which connection the next tunnel goes on, if there is room on any: one in its best age before aged ones, one with
-    /// time left before busy ones, then the backend with the fewest tunnels, and ties at random.
+    /// time left before busy ones, then the backend with the fewest tunnels. Of equals the one that has got the fewest of
+    /// late, so that those whose connection came later make up for it at once; else at random.
     pub(super) fn pick(&self, rng: &mut fastrand::Rng) -> Option<usize> {
-        let mut best: Option<(usize, (bool, bool, usize, usize))> = None;
+        let mut best: Option<(usize, (bool, bool, usize, usize, usize))> = None;
         let mut ties = 1;
         for (place, conn) in self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room()) {
-            let rank = (conn.aged, conn.busy, self.tunnels_at(conn), conn.open);
+            let rank = (conn.aged, conn.busy, self.tunnels_at(conn), conn.open, conn.of_late);
             match &best {
                 Some((_, least)) if rank > *least => {}
                 Some((_, least)) if rank == *least => {
@@ -112,6 +118,16 @@ impl<H: Handle, W> Entry<H, W> {
             }
         }
         best.map(|(place, _)| place)
+    }
+
+    /// Lets the past count for less.
+    pub(super) fn fade(&mut self, now: Instant) {
+        let since = now.saturating_duration_since(*self.faded.get_or_insert(now)).as_secs();
+        if since > 0 {
+            let times = u32::try_from(since).unwrap_or(u32::MAX);
+            self.conns.iter_mut().for_each(|conn| conn.of_late = conn.of_late.checked_shr(times).unwrap_or(0));
+            self.faded = Some(now);
+        }
     }
 
     /// The open tunnels to the backend that `conn` leads to.
@@ -166,13 +182,13 @@ impl<H: Handle, W> Entry<H, W> {
             })
     }
 
-    /// How many dials are to be started now.
+    /// How many dials those who wait want to be started now.
     pub(super) fn dials_wanted(&self, limits: &Limits, now: Instant) -> usize {
-        if self.failure.as_ref().is_some_and(|failure| now < failure.retry_at) {
+        if self.waits_to_retry(now) {
             return 0;
         }
         let wanted = match (self.waiters.len(), self.reuse) {
-            (0, _) => usize::from(self.dials.is_empty() && self.wants_to_grow(limits, now)),
+            (0, _) => return 0,
             (waiters, Reuse::Never) => return waiters.saturating_sub(self.dials.len()),
             (waiters, _) => {
                 let unsettled =
@@ -187,9 +203,14 @@ impl<H: Handle, W> Entry<H, W> {
         wanted.min(limits.per_path.saturating_sub(there))
     }
 
+    fn waits_to_retry(&self, now: Instant) -> bool {
+        self.failure.as_ref().is_some_and(|failure| now < failure.retry_at)
+    }
+
     /// Whether one more connection would do good although nobody waits for it.
-    fn wants_to_grow(&self, limits: &Limits, now: Instant) -> bool {
-        if self.grow_at.is_some_and(|at| now < at) {
+    pub(super) fn wants_to_grow(&self, limits: &Limits, now: Instant) -> bool {
+        let early = self.waits_to_retry(now) || self.grow_at.is_some_and(|at| now < at);
+        if early || !self.waiters.is_empty() || !self.dials.is_empty() {
             return false;
         }
         let (mut usable, mut fresh, mut idle_hands, mut untold, mut unknown) = (0, 0, 0, 0, 0);
@@ -200,8 +221,7 @@ impl<H: Handle, W> Entry<H, W> {
             untold += usize::from(!conn.aged && conn.whereabouts == Whereabouts::Untold);
             unknown += usize::from(!conn.aged && conn.whereabouts == Whereabouts::Unknown);
         }
-        if usable == 0 {
-            // Nobody waits, and nobody has for a while.
+        if usable == 0 || fresh >= limits.per_path {
             return false;
         }
         let busy = idle_hands == 0 && fresh < limits.busy_connections;

@@ -8,8 +8,9 @@ use super::super::PoolConfig;
 use super::world::{Command, World, assert_unused, connect, direct, echoes, quiet, secs, tasks, through};
 use crate::path::Reuse;
 
-/// At most this many turns of the runtime pass before a caller goes: a cold nested connection takes about as many.
-const TURNS: usize = 60;
+/// At most this many turns of the runtime pass before a caller goes: about as many as a tunnel takes on a connection that
+/// is there, and as a cold nested connection takes.
+const TURNS: [usize; 2] = [6, 60];
 
 #[rstest]
 #[case::single(false, Reuse::Shared)]
@@ -19,7 +20,7 @@ const TURNS: usize = 60;
 #[tokio::test(start_paused = true)]
 async fn callers_that_go_away_at_any_point_leave_nothing_behind(#[case] nested: bool, #[case] reuse: Reuse) {
     // Without reuse, each costs handshakes.
-    let callers = if reuse == Reuse::Never { 500 } else { 2500 };
+    let callers = if reuse == Reuse::Never { 500 } else { 3200 };
     let world = World::new();
     let pods = [2, 3, 4].map(|n| world.echo(n));
     let gateway = if nested { world.gateway(1, pods.to_vec(), 5) } else { world.echo(1) };
@@ -31,8 +32,12 @@ async fn callers_that_go_away_at_any_point_leave_nothing_behind(#[case] nested: 
     let (mut gone, mut served) = (0, 0);
     for n in 0..callers {
         let (pool, source, path) = (pool.clone(), source.clone(), path.clone());
-        let caller = tokio::spawn(async move { connect(&pool, &source, &path).await.unwrap() });
-        for _ in 0..rng.usize(..TURNS) {
+        let caller = tokio::spawn(async move {
+            // One that goes away under a caller is what the connector is for.
+            connect(&pool, &source, &path).await.map_err(|e| assert!(e.is_go_away(), "{e}"))
+        });
+        let turns = TURNS[rng.usize(..2)];
+        for _ in 0..rng.usize(..turns) {
             yield_now().await;
         }
         if caller.is_finished() {
@@ -48,13 +53,14 @@ async fn callers_that_go_away_at_any_point_leave_nothing_behind(#[case] nested: 
             _ => {}
         }
     }
-    assert!(gone > callers / 10 && served > callers / 10, "{gone} gone, {served} served");
+    assert!(gone > callers / 50 && served > callers / 50, "{gone} gone, {served} served");
     sleep(secs(5)).await;
     assert_unused(pool.stats());
     for _ in 0..20 {
         echoes(&mut connect(&pool, &source, &path).await.unwrap()).await;
     }
-    sleep(secs(700)).await;
+    // An inner connection may be idle for as long as its outer one after it.
+    sleep(secs(1400)).await;
     let stats = pool.stats();
     assert_unused(stats);
     assert_eq!((stats.keys, stats.connections), (0, 0), "{stats:?}");

@@ -56,7 +56,11 @@ async fn five_hundred_callers_of_a_dead_peer_hear_of_it_in_time_and_by_one_dial(
         .collect();
     for caller in callers {
         let error = caller.await.unwrap();
-        assert_eq!((error.kind(), error.layer(), error.hop()), (&kind, layer, Some(0)), "{error:?}");
+        assert_eq!((error.kind(), error.hop()), (&kind, Some(0)), "{error:?}");
+        // Where both hops are late at the same moment, either may tell.
+        if !nested {
+            assert_eq!(error.layer(), layer, "{error:?}");
+        }
     }
     assert_eq!(begin.elapsed().as_secs(), seconds);
     assert_eq!(world.net.dials(), 1);

@@ -63,7 +63,10 @@ async fn running_tunnels_finish_and_new_ones_go_on_another_connection(
     echoes(&mut first).await;
     finish(first).await;
     sleep(secs(5)).await;
-    assert_eq!(outer.connections(), usize::from(source.is_some()), "the old one is closed");
+    // Age alone does not end what runs inside: an inner connection that is younger may still be there.
+    if !(nested && end == End::Age) {
+        assert_eq!(outer.connections(), usize::from(source.is_some()), "the old one is closed");
+    }
     sleep(secs(700)).await;
     assert_unused(pool.stats());
     assert_eq!((pool.stats().connections, pool.stats().keys), (0, 0));
@@ -79,7 +82,8 @@ async fn a_silent_connection_is_replaced() {
     let path = direct(1, Reuse::Shared);
     let _held = connect(&pool, &source, &path).await.unwrap();
     peer.command(Command::Freeze);
-    sleep(secs(3)).await;
+    // An interval with the peer's SETTINGS in it, one without anything, and the time for an answer.
+    sleep(secs(5)).await;
     echoes(&mut connect(&pool, &source, &path).await.unwrap()).await;
     assert_eq!(peer.handshakes(), 2);
     assert_eq!(pool.stats().connections, 1);

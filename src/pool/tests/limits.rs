@@ -5,9 +5,7 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::super::PoolConfig;
-use super::world::{
-    World, address, connect, direct, echoes, finish, open, quiet, secs, through, trusted,
-};
+use super::world::{World, address, connect, direct, echoes, finish, open, quiet, secs, through, trusted};
 use crate::path::Reuse;
 use crate::tests::harness::BoxIo;
 use crate::tests::raw::{self, Raw};

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::HeaderMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -16,7 +15,7 @@ use tokio::sync::mpsc;
 use super::super::{Lease, Pool, PoolConfig, PoolStats, Source};
 use crate::identity::{AcceptedIdentities, SpiffeId, TrustDomains};
 use crate::io::{BoxStream, Dial};
-use crate::metadata::{BAGGAGE, Metadata};
+use crate::metadata::{BackendToken, Metadata};
 use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 use crate::server::{self, Incoming};
 use crate::testing::{Ca, Network};
@@ -105,7 +104,7 @@ impl World {
 
     /// A peer that echoes at an address.
     pub(super) fn echo(&self, n: u8) -> Peer {
-        let peer = self.peer(Does::Echo(Metadata::default()));
+        let peer = self.peer(Does::Echo(Box::default()));
         peer.listen(&self.net.network, address(n));
         peer
     }
@@ -172,9 +171,11 @@ impl Dial for Net {
 #[derive(Debug)]
 pub(super) enum Does {
     /// Accepts with this, and echoes.
-    Echo(Metadata),
-    /// Leads each to one of these.
+    Echo(Box<Metadata>),
+    /// Leads each to one of these by chance.
     Forward(Vec<Peer>, Mutex<fastrand::Rng>),
+    /// Likewise, but to one that the client does not know if there is any, and says which one it is.
+    Tell(Vec<Peer>, Mutex<fastrand::Rng>),
     /// Says nothing after TLS.
     Mute,
 }
@@ -288,15 +289,18 @@ impl Peer {
                 let pod = rng.lock().unwrap().usize(..pods.len());
                 tokio::spawn(pods[pod].clone().serve(Box::new(tunnel)));
             }
+            Does::Tell(pods, rng) => {
+                let token = |pod: usize| BackendToken::from(pod as u64);
+                let known = incoming.metadata().known_backends();
+                let unknown: Vec<_> = (0..pods.len()).filter(|pod| !known.contains(&token(*pod))).collect();
+                let pod = rng.lock().unwrap().choice(unknown).unwrap_or(0);
+                let Ok(tunnel) = incoming.accept(&Metadata::default().with_backend(token(pod))) else { return };
+                self.0.served.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(pods[pod].clone().serve(Box::new(tunnel)));
+            }
             Does::Mute => {}
         }
     }
-}
-
-/// The baggage of a pod.
-pub(super) fn pod(n: usize) -> Metadata {
-    let baggage = format!("k8s.cluster.name=west,k8s.namespace.name=default,k8s.pod.name=pod-{n}");
-    Metadata::from_headers(&HeaderMap::from_iter([(BAGGAGE, baggage.parse().unwrap())]))
 }
 
 /// Gets a place and opens a tunnel.
