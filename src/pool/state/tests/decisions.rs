@@ -318,7 +318,7 @@ fn a_connection_that_lands_inside_one_that_ends_serves_those_who_wait_and_nobody
     }
     let inner = sim.land(0, None, 4);
     assert!(sim.conns[&inner].dropped);
-    assert_eq!(sim.granted.iter().any(|granted| *granted == (tag, inner)), !gone);
+    assert_eq!(sim.granted.contains(&(tag, inner)), !gone);
     assert_eq!(sim.dials.len(), usize::from(gone), "it is tried once more where nobody could be served");
     let _ = sim.checkout(&inner_key).unwrap_err();
     assert_eq!(sim.dials.len(), 1, "whoever comes later gets another one");
