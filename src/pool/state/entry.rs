@@ -99,25 +99,23 @@ impl<H: Handle, W> Entry<H, W> {
     /// time left before busy ones, then the backend with the fewest tunnels. Of equals the one that has got the fewest of
     /// late, so that those whose connection came later make up for it at once; else at random.
     pub(super) fn pick(&self, rng: &mut fastrand::Rng) -> Option<usize> {
-        let mut best: Option<(usize, (bool, bool, usize, usize, usize))> = None;
-        let mut ties = 1;
-        for (place, conn) in self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room()) {
+        let ranked = self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room()).map(|(place, conn)| {
             let rank = (conn.aged, conn.busy, self.tunnels_at(conn), conn.open, conn.of_late);
+            (rank, place)
+        });
+        let (mut best, mut ties) = (None, 0);
+        for (rank, place) in ranked {
             match &best {
-                Some((_, least)) if rank > *least => {}
-                Some((_, least)) if rank == *least => {
-                    ties += 1;
-                    if rng.usize(..ties) == 0 {
-                        best = Some((place, rank));
-                    }
-                }
-                _ => {
-                    ties = 1;
-                    best = Some((place, rank));
-                }
+                Some((least, _)) if rank > *least => continue,
+                Some((least, _)) if rank == *least => ties += 1,
+                _ => ties = 1,
+            }
+            // Each of so many equals with the same chance.
+            if rng.usize(..ties) == 0 {
+                best = Some((rank, place));
             }
         }
-        best.map(|(place, _)| place)
+        best.map(|(_, place)| place)
     }
 
     /// Lets the past count for less.
