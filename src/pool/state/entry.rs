@@ -51,6 +51,11 @@ pub(super) struct Conn<H> {
     pub(super) ending: bool,
 }
 
+/// So many short tunnels more than another one within the last seconds count as one that is open, up to the second number. So
+/// what a connection got while it was the only one is made up for, and nobody who has just come is overrun.
+const LEAD: usize = 64;
+const MOST_LEAD: usize = 2;
+
 /// Which backend a connection leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Whereabouts {
@@ -99,8 +104,11 @@ impl<H: Handle, W> Entry<H, W> {
     /// time left before busy ones, then the backend with the fewest tunnels. Of equals the one that has got the fewest of
     /// late, so that those whose connection came later make up for it at once; else at random.
     pub(super) fn pick(&self, rng: &mut fastrand::Rng) -> Option<usize> {
+        let least_of_late =
+            self.conns.iter().filter(|conn| conn.has_room()).map(|conn| conn.of_late).min().unwrap_or(0);
         let ranked = self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room()).map(|(place, conn)| {
-            let rank = (conn.aged, conn.busy, self.tunnels_at(conn), conn.open, conn.of_late);
+            let lead = ((conn.of_late - least_of_late) / LEAD).min(MOST_LEAD);
+            let rank = (conn.aged, conn.busy, self.tunnels_at(conn) + lead, conn.open, conn.of_late);
             (rank, place)
         });
         let (mut best, mut ties) = (None, 0);
