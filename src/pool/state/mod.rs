@@ -168,6 +168,8 @@ impl<H: Handle, W> State<H, W> {
             entry.reuse = reuse;
             // Another number of backends: what was learned of chances is void.
             (entry.misses, entry.grow_at) = (0, None);
+            // And a backend that has just come does not make up for what the others got before.
+            entry.conns.iter_mut().for_each(|conn| conn.of_late = 0);
         }
         if !entry.waiters.is_empty() {
             return None;
