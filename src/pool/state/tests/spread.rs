@@ -63,6 +63,20 @@ fn it_follows_the_number_of_backends() {
 }
 
 #[test]
+fn a_backend_that_is_added_does_not_make_up_for_what_the_others_got_before() {
+    let mut sim = covering(2, &[0, 1]);
+    for _ in 0..400 {
+        touch(&mut sim, &spread(2));
+    }
+    let key = spread(3);
+    touch(&mut sim, &key);
+    sim.land(0, Some(token(2)), 4);
+    let picked: BTreeSet<_> = (0..3).map(|_| sim.checkout(&key).unwrap()).collect();
+    assert_eq!(picked.len(), 3, "one each");
+    sim.wind_up();
+}
+
+#[test]
 fn a_backend_with_the_fewest_tunnels_is_next_however_many_connections_it_has() {
     let mut sim = covering(3, &[0, 1]);
     let key = spread(3);
