@@ -9,16 +9,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Request, Uri};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::authority::Authority;
 use crate::config::Config;
-use crate::conn::{Shared, Transport, Upkeep, client_builder};
+use crate::conn::{EarlyBytes, Shared, Transport, Upkeep, client_builder};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
-use crate::metadata::{Metadata, proxy_status};
-use crate::tunnel::{Slot, Slots, TunnelStream};
+use crate::metadata::Metadata;
+use crate::tunnel::{Opening, Slots, TunnelStream};
 
 pub use driver::Driver;
 
@@ -135,10 +135,33 @@ impl Client {
     /// [`ErrorKind::Refused`] with the peer's status and reason; [`ErrorKind::Timeout`]; [`ErrorKind::Reset`] or
     /// [`ErrorKind::GoAway`] with the code of HTTP/2; or why the connection ended.
     pub async fn connect(&self, authority: &Authority, metadata: &Metadata) -> Result<TunnelStream> {
+        let mut tunnel = self.connect_early(authority, metadata).await?;
+        tunnel.opened().await?;
+        Ok(tunnel)
+    }
+
+    /// Sends the CONNECT and returns before its answer: what is written to the tunnel goes out at once, which saves a round
+    /// trip where this side speaks first. [`TunnelStream::opened`] waits for the answer, and so does reading.
+    ///
+    /// A peer that is still connecting to `authority`, or refuses to, gets the bytes all the same; they count as its stream's
+    /// window, which it gives back as it passes them on. HTTP/2 keeps each tunnel's bytes in a stream of its own, so that early
+    /// ones can't be taken for another request. But they are before their time (RFC 9110, section 9.3.6; RFC 9113, section
+    /// 8.5): most peers keep them until they are connected, some reset the tunnel or answer it with 400, or lose them. Send
+    /// early only what can be sent again on another tunnel, to peers of which that is known or found out, as
+    /// [`nested::extend`](crate::nested::extend) does.
+    ///
+    /// Waiting for a free slot and for the answer have the [`connect_timeout`](Config::with_connect_timeout) together. Cancel
+    /// safe, as [`Client::connect`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Timeout`] for want of a slot; or why the connection ended. What became of the CONNECT,
+    /// [`TunnelStream::opened`] tells.
+    pub async fn connect_early(&self, authority: &Authority, metadata: &Metadata) -> Result<TunnelStream> {
         self.connect_holding(authority, metadata, ()).await
     }
 
-    /// [`Client::connect`] with something that is dropped when the tunnel's slot is free again, or when there is none.
+    /// [`Client::connect_early`] with something that is dropped when the tunnel's slot is free again, or when there is none.
     pub(crate) async fn connect_holding(
         &self,
         authority: &Authority,
@@ -156,42 +179,15 @@ impl Client {
             }
         };
         slot.hold(held);
-        match timeout_at(deadline, self.connect_in(slot, authority, metadata)).await {
-            Ok(result) => result,
-            Err(_) => {
-                let error = Error::new(
-                    ErrorKind::Timeout,
-                    Layer::Connect,
-                    Side::Remote,
-                    format!("opening a tunnel to {authority}"),
-                );
-                Err(self.shared.describe(error))
-            }
-        }
-    }
-
-    async fn connect_in(&self, slot: Slot, authority: &Authority, metadata: &Metadata) -> Result<TunnelStream> {
-        const DOING: &str = "opening a tunnel";
         let request = request(authority, metadata)?;
         // Each request has a handle of its own: h2 keeps state about the last request in it.
         let (response, send) = self
             .requests
             .clone()
             .send_request(request, false)
-            .map_err(|e| self.shared.explain(e, Layer::Connect, DOING))?;
-        let response = response.await.map_err(|e| self.shared.explain(e, Layer::Connect, DOING))?;
-        let (head, recv) = response.into_parts();
-        let metadata = Box::new(Metadata::from_headers(&head.headers));
-        let mut tunnel = TunnelStream::new(recv, send, self.shared.clone(), Some(slot), authority.clone(), metadata);
-        if head.status.is_success() {
-            return Ok(tunnel);
-        }
-        let refusal = proxy_status::decode(head.status, &head.headers);
-        // Ends the stream in order: dropping it alone would reset it, and peers count resets.
-        let _ = tunnel.shutdown().await;
-        let doing = format!("opening a tunnel to {authority}");
-        let error = Error::new(ErrorKind::Refused(refusal), Layer::Connect, Side::Remote, doing);
-        Err(self.shared.describe(error))
+            .map_err(|e| self.shared.explain(e, Layer::Connect, "opening a tunnel"))?;
+        let opening = Box::new(Opening::new(response, deadline, authority.clone()));
+        Ok(TunnelStream::opening(opening, send, self.shared.clone(), slot, authority.clone()))
     }
 
     /// How many tunnels there are and may be.
@@ -223,6 +219,11 @@ impl Client {
     /// Counts reads that brought something from the peer.
     pub(crate) fn reads(&self) -> u64 {
         self.shared.reads()
+    }
+
+    /// What the peer does with bytes before its 200.
+    pub(crate) fn early_bytes(&self) -> &EarlyBytes {
+        self.shared.early_bytes()
     }
 
     pub(crate) fn config(&self) -> &Arc<Config> {

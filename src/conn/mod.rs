@@ -1,5 +1,6 @@
 //! What the client's and the server's end of one HTTP/2 connection have in common.
 
+mod early;
 mod goaway;
 mod keepalive;
 mod linger;
@@ -14,6 +15,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 
+pub(crate) use early::{EarlyBytes, Manner};
 use keepalive::Keepalive;
 pub(crate) use linger::LingeringTunnel;
 use linger::{LingerQueue, Lingering};
@@ -33,6 +35,7 @@ pub(crate) struct Shared {
     failure: OnceLock<Error>,
     /// The peer takes no more tunnels.
     going_away: AtomicBool,
+    early: EarlyBytes,
     linger: LingerQueue,
 }
 
@@ -44,12 +47,17 @@ impl Shared {
             activity: AtomicU64::new(0),
             failure: OnceLock::new(),
             going_away: AtomicBool::new(false),
+            early: EarlyBytes::default(),
             linger: LingerQueue::default(),
         })
     }
 
     pub(crate) fn peer(&self) -> Option<&SpiffeId> {
         self.peer.as_ref()
+    }
+
+    pub(crate) fn early_bytes(&self) -> &EarlyBytes {
+        &self.early
     }
 
     /// Leaves a finished tunnel to the driver, which waits for the peer's end.

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::dial::{self, Dialled};
 use super::driver::{Driven, timer};
+use super::early::Waiters;
 use super::lease::{Connection, Lease, Place};
 use super::source::{Source, SourceShared};
 use super::state::{Action, ConnId, Grant, Key, Landed, SourceId, State, WaiterId};
@@ -29,6 +30,7 @@ pub(super) struct Inner {
     pub(super) dialer: Arc<dyn Dial>,
     pub(super) config: Arc<Config>,
     dial_deadline: Duration,
+    waiters: Mutex<Waiters>,
     /// Tunnels of callers, in contrast to those that hold further connections of the pool.
     tunnels: AtomicUsize,
     /// Wakes the timer task.
@@ -80,6 +82,7 @@ impl Inner {
             dialer,
             config,
             dial_deadline: settings.dial_deadline,
+            waiters: Mutex::default(),
             tunnels: AtomicUsize::new(0),
             wake: Arc::new(Notify::new()),
             ended: Notify::new(),
@@ -113,6 +116,11 @@ impl Inner {
             .with_source("the source identity was removed");
         self.step(|state, now| state.source_ended(id, Some(&error), now));
         drop(shared);
+    }
+
+    /// The peers that take no bytes before their 200.
+    pub(super) fn waiters(&self) -> MutexGuard<'_, Waiters> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) async fn checkout(pool: &Weak<Self>, source: &SourceShared, key: Key, inner: bool) -> Result<Lease> {

@@ -55,7 +55,7 @@ pub struct LeaseError {
 
 /// A peer that has sent nothing at all for this long while it owed an answer is not trusted with another tunnel. It is more
 /// than any round trip takes.
-const SILENCE: Duration = Duration::from_secs(1);
+pub(super) const SILENCE: Duration = Duration::from_secs(1);
 
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -104,36 +104,34 @@ impl Lease {
         metadata: &Metadata,
         patience: Duration,
     ) -> Result<TunnelStream, LeaseError> {
+        let (mut tunnel, asked) = self.ask(authority, metadata, patience).await?;
+        match tunnel.opened().await {
+            Ok(()) => {
+                asked.opened(tunnel.metadata());
+                Ok(tunnel)
+            }
+            Err(error) => Err(asked.failed(error)),
+        }
+    }
+
+    /// Sends the CONNECT, and returns without its answer: [`Client::connect_early`].
+    pub(super) async fn ask(
+        self,
+        authority: &Authority,
+        metadata: &Metadata,
+        patience: Duration,
+    ) -> Result<(TunnelStream, Asked), LeaseError> {
         let Self { connection, place } = self;
-        let waiting = Waiting {
+        let asked = Asked {
             pool: place.pool.clone(),
             patience: patience.min(SILENCE),
             began: Instant::now(),
             reads: connection.client.reads(),
-            connection: &connection,
+            connection,
         };
-        let result = connection.client.connect_holding(authority, metadata, place).await;
-        let pool = waiting.pool.clone();
-        match result {
-            Ok(tunnel) => {
-                if connection.untold.swap(false, Ordering::Relaxed)
-                    && let Some(pool) = pool.upgrade()
-                {
-                    let backend = tunnel.metadata().baggage().and_then(Backend::from_baggage);
-                    pool.step(|state, now| state.learned(connection.id, backend, now));
-                }
-                Ok(tunnel)
-            }
-            Err(error) => {
-                if *error.kind() == ErrorKind::Reset(ENHANCE_YOUR_CALM)
-                    && let Some(pool) = pool.upgrade()
-                {
-                    pool.step(|state, now| state.doomed(connection.id, now));
-                }
-                let broken = connection.client.is_closed() && !error.is_refused();
-                let is_repeated = broken && connection.blamed.swap(true, Ordering::Relaxed);
-                Err(LeaseError { error, is_repeated })
-            }
+        match asked.connection.client.connect_holding(authority, metadata, place).await {
+            Ok(tunnel) => Ok((tunnel, asked)),
+            Err(error) => Err(asked.failed(error)),
         }
     }
 
@@ -148,15 +146,39 @@ impl Lease {
 }
 
 /// A CONNECT without an answer.
-struct Waiting<'a> {
+pub(super) struct Asked {
     pool: Weak<Inner>,
-    connection: &'a Connection,
+    connection: Arc<Connection>,
     patience: Duration,
     began: Instant,
     reads: u64,
 }
 
-impl Drop for Waiting<'_> {
+impl Asked {
+    /// The 200 is here, with this.
+    pub(super) fn opened(self, metadata: &Metadata) {
+        if self.connection.untold.swap(false, Ordering::Relaxed)
+            && let Some(pool) = self.pool.upgrade()
+        {
+            let backend = metadata.baggage().and_then(Backend::from_baggage);
+            pool.step(|state, now| state.learned(self.connection.id, backend, now));
+        }
+    }
+
+    /// There will be none.
+    pub(super) fn failed(self, error: Error) -> LeaseError {
+        if *error.kind() == ErrorKind::Reset(ENHANCE_YOUR_CALM)
+            && let Some(pool) = self.pool.upgrade()
+        {
+            pool.step(|state, now| state.doomed(self.connection.id, now));
+        }
+        let broken = self.connection.client.is_closed() && !error.is_refused();
+        let is_repeated = broken && self.connection.blamed.swap(true, Ordering::Relaxed);
+        LeaseError { error, is_repeated }
+    }
+}
+
+impl Drop for Asked {
     fn drop(&mut self) {
         if self.connection.client.reads() == self.reads
             && self.began.elapsed() >= self.patience

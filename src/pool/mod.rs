@@ -90,6 +90,7 @@ mod backend;
 mod config;
 mod dial;
 mod driver;
+mod early;
 mod inner;
 mod lease;
 mod source;

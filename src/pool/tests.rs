@@ -5,5 +5,6 @@ mod dead;
 mod ends;
 mod limits;
 mod nested;
+mod round_trips;
 mod spread;
 mod world;

@@ -1,7 +1,9 @@
-//! For tests and demos: an in-memory network, and a throwaway SPIFFE certificate authority.
+//! For tests and demos: an in-memory network, a path with delay and rate, and a throwaway SPIFFE certificate authority.
 
 mod ca;
+mod link;
 mod network;
 
 pub use ca::{Ca, Issued, Issuing};
+pub use link::{Link, LinkEnd};
 pub use network::{Network, NetworkListener};

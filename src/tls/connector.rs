@@ -1,14 +1,16 @@
 //! The client's side of the handshake.
 
+use std::future::Future;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::provider::provider;
 use super::stream::{classify, current, handshake_error, timed_out, unusable};
@@ -44,21 +46,46 @@ impl Connector {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let config = self.client_config(accept)?;
+        self.connect_unless(io, accept, sleep(self.time())).await.map_err(|(error, _)| error)
+    }
+
+    /// [`Connector::connect`] until `late` is ready. On failure the byte stream comes back, as far as it is still there.
+    pub(crate) async fn connect_unless<IO>(
+        &self,
+        io: IO,
+        accept: &AcceptedIdentities,
+        late: impl Future<Output = ()>,
+    ) -> Result<TlsStream<IO>, (Error, Option<IO>)>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let config = match self.client_config(accept) {
+            Ok(config) => config,
+            Err(error) => return Err((error, Some(io))),
+        };
         // No SNI is sent; rustls still wants a name.
         let name = ServerName::from(Ipv4Addr::UNSPECIFIED);
         let handshake = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, io).into_fallible();
-        match timeout(self.config.tls_timeout, handshake).await {
-            Ok(Ok(stream)) => TlsStream::new(stream.into()),
-            Ok(Err((e, mut io))) => {
+        let done = tokio::select! {
+            biased;
+            done = handshake => done,
+            () = late => return Err((timed_out(), None)),
+        };
+        match done {
+            Ok(stream) => TlsStream::new(stream.into()).map_err(|error| (error, None)),
+            Err((e, mut io)) => {
                 if classify(&e).is_some() {
                     // Dropping a tunnel would throw away the alert that tells the server why.
                     let _ = timeout(self.config.linger_timeout, io.shutdown()).await;
                 }
-                Err(handshake_error(e))
+                Err((handshake_error(e), Some(io)))
             }
-            Err(_) => Err(timed_out()),
         }
+    }
+
+    /// How long a handshake may take.
+    pub(crate) fn time(&self) -> Duration {
+        self.config.tls_timeout
     }
 
     fn client_config(&self, accept: &AcceptedIdentities) -> Result<ClientConfig, Error> {

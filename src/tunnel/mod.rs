@@ -1,24 +1,29 @@
 //! One tunnel: a byte stream inside an HTTP/2 stream.
 
+mod opening;
 mod recv;
 mod send;
 mod slot;
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::authority::Authority;
 use crate::conn::Shared;
+use crate::error::Result;
 use crate::identity::SpiffeId;
 use crate::io::{BytesRead, BytesWrite, Stream};
 use crate::metadata::Metadata;
 
+pub(crate) use opening::{Opening, Progress, Stage};
+use recv::Source;
 pub use recv::TunnelRecv;
 pub use send::TunnelSend;
 pub(crate) use slot::{Slot, Slots};
@@ -31,6 +36,14 @@ pub(crate) use slot::{Slot, Slots};
 /// Shutting it down (`poll_shutdown`) finishes this side's direction with END_STREAM; the other direction goes on until the
 /// peer finishes it. Dropping a tunnel resets it, unless it was shut down: then the connection's driver waits a while for
 /// the peer's end, so that an orderly end costs no reset.
+///
+/// # Before the 200
+///
+/// What [`Client::connect_early`](crate::client::Client::connect_early) returns is not open yet. It takes what is written,
+/// reading waits for the answer, and [`opened`](Self::opened) waits for it alone. Where the answer is a refusal, or there is
+/// none in time, both fail with the [`Error`](crate::Error) that
+/// [`Client::connect`](crate::client::Client::connect) would have returned. A tunnel that is dropped before its answer is
+/// reset, shut down or not. All other tunnels are open from the start.
 ///
 /// # Errors
 ///
@@ -85,14 +98,73 @@ impl TunnelStream {
         authority: Authority,
         metadata: Box<Metadata>,
     ) -> Self {
+        Self::with(Source::Open(recv), send, shared, slot, authority, Some(metadata))
+    }
+
+    /// A tunnel whose CONNECT has no answer yet.
+    pub(crate) fn opening(
+        opening: Box<Opening>,
+        send: h2::SendStream<Bytes>,
+        shared: Arc<Shared>,
+        slot: Slot,
+        authority: Authority,
+    ) -> Self {
+        Self::with(Source::Opening(opening), send, shared, Some(slot), authority, None)
+    }
+
+    fn with(
+        source: Source,
+        send: h2::SendStream<Bytes>,
+        shared: Arc<Shared>,
+        slot: Option<Slot>,
+        authority: Authority,
+        metadata: Option<Box<Metadata>>,
+    ) -> Self {
         let slot = slot.map(Arc::new);
         let finished = Arc::new(Finished::default());
         Self {
             send: TunnelSend::new(send, shared.clone(), slot.clone(), finished.clone()),
-            recv: TunnelRecv::new(recv, shared, slot, finished),
+            recv: TunnelRecv::new(source, shared, slot, finished),
             authority,
-            metadata: Some(metadata),
+            metadata,
         }
+    }
+
+    /// Whether the answer to the CONNECT is here, and is 200.
+    pub fn is_open(&self) -> bool {
+        self.recv.is_open()
+    }
+
+    /// Waits for the answer to the CONNECT: ready at once unless the tunnel comes from
+    /// [`Client::connect_early`](crate::client::Client::connect_early). Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::connect`](crate::client::Client::connect), and the same again when asked again. What was written is lost
+    /// then.
+    pub async fn opened(&mut self) -> Result<()> {
+        poll_fn(|cx| self.poll_opened(cx)).await
+    }
+
+    /// The poll form of [`TunnelStream::opened`].
+    pub fn poll_opened(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        match ready!(self.recv.poll_opened(cx)) {
+            Ok(None) => {}
+            Ok(metadata) => self.metadata = metadata,
+            Err(error) => {
+                if error.is_refused() {
+                    // Ends the stream in order: dropping it alone would reset it, and peers count resets.
+                    let _ = Pin::new(&mut self.send).poll_shutdown(cx);
+                }
+                return Poll::Ready(Err(error));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// For somebody who has to know how far it is while others have the tunnel.
+    pub(crate) fn progress(&self) -> Arc<Progress> {
+        self.recv.progress()
     }
 
     /// Where the tunnel leads.
@@ -100,7 +172,7 @@ impl TunnelStream {
         &self.authority
     }
 
-    /// What the peer said of itself: with the CONNECT at the server, with the 200 at the client.
+    /// What the peer said of itself: with the CONNECT at the server, with the 200 at the client, and nothing before that.
     pub fn metadata(&self) -> &Metadata {
         static NOTHING: LazyLock<Metadata> = LazyLock::new(Metadata::default);
         self.metadata.as_deref().unwrap_or(&NOTHING)
@@ -151,12 +223,18 @@ impl Finished {
 
 impl AsyncRead for TunnelStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.recv.is_open() {
+            ready!(self.poll_opened(cx))?;
+        }
         Pin::new(&mut self.recv).poll_read(cx, buf)
     }
 }
 
 impl BytesRead for TunnelStream {
     fn poll_read_bytes(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        if !self.recv.is_open() {
+            ready!(self.poll_opened(cx))?;
+        }
         Pin::new(&mut self.recv).poll_read_bytes(cx)
     }
 

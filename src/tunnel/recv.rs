@@ -8,10 +8,12 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, ReadBuf};
 
+use super::opening::{Opening, Progress, Stage};
 use super::{Finished, Slot};
 use crate::conn::{LingeringTunnel, Shared};
-use crate::error::Layer;
+use crate::error::{Error, Layer, Result};
 use crate::io::BytesRead;
+use crate::metadata::Metadata;
 
 /// The receiving half of a [`TunnelStream`](super::TunnelStream).
 ///
@@ -19,8 +21,12 @@ use crate::io::BytesRead;
 /// unless that half was shut down before, as described there.
 #[derive(Debug)]
 pub struct TunnelRecv {
-    /// `None` once handed to the driver, on drop.
+    /// `None` before the answer to the CONNECT is here, and once handed to the driver, on drop.
     stream: Option<h2::RecvStream>,
+    /// `None` once the tunnel is open.
+    unopened: Option<Unopened>,
+    /// `None` once something has come through.
+    progress: Option<Arc<Progress>>,
     /// The rest of a frame that did not fit the reader's buffer.
     rest: Bytes,
     ended: bool,
@@ -29,14 +35,60 @@ pub struct TunnelRecv {
     finished: Arc<Finished>,
 }
 
+/// Why there is nothing to read yet, or never will be.
+#[derive(Debug)]
+enum Unopened {
+    Opening(Box<Opening>),
+    Failed(Error),
+}
+
+/// Where the bytes come from.
+pub(super) enum Source {
+    Open(h2::RecvStream),
+    Opening(Box<Opening>),
+}
+
 impl TunnelRecv {
     pub(super) fn new(
-        stream: h2::RecvStream,
+        source: Source,
         shared: Arc<Shared>,
         slot: Option<Arc<Slot>>,
         finished: Arc<Finished>,
     ) -> Self {
-        Self { stream: Some(stream), rest: Bytes::new(), ended: false, shared, slot, finished }
+        let (stream, unopened, progress) = match source {
+            Source::Open(stream) => (Some(stream), None, None),
+            Source::Opening(opening) => (None, Some(Unopened::Opening(opening)), Some(Arc::default())),
+        };
+        Self { stream, unopened, progress, rest: Bytes::new(), ended: false, shared, slot, finished }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.unopened.is_none()
+    }
+
+    pub(super) fn progress(&self) -> Arc<Progress> {
+        self.progress.clone().unwrap_or_else(Progress::open)
+    }
+
+    /// Ready when the tunnel is open, or will not be. With what the peer said of itself, once.
+    pub(super) fn poll_opened(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Box<Metadata>>>> {
+        let opening = match &mut self.unopened {
+            None => return Poll::Ready(Ok(None)),
+            Some(Unopened::Failed(error)) => return Poll::Ready(Err(error.clone())),
+            Some(Unopened::Opening(opening)) => opening,
+        };
+        let result = match ready!(opening.poll(cx, &self.shared)) {
+            Ok(opened) => {
+                self.stream = Some(opened.recv);
+                opened.result
+            }
+            Err(error) => Err(error),
+        };
+        self.unopened = result.as_ref().err().cloned().map(Unopened::Failed);
+        if let (None, Some(progress)) = (&self.unopened, &self.progress) {
+            progress.enter(Stage::Open);
+        }
+        Poll::Ready(result.map(Some))
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -45,6 +97,9 @@ impl TunnelRecv {
 
     /// The next frame with anything in it; empty at the end.
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        if !self.is_open() {
+            ready!(self.poll_opened(cx))?;
+        }
         let Some(stream) = self.stream.as_mut().filter(|_| !self.ended) else {
             return Poll::Ready(Ok(Bytes::new()));
         };
@@ -52,6 +107,9 @@ impl TunnelRecv {
             match ready!(stream.poll_data(cx)) {
                 Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => {
+                    if let Some(progress) = self.progress.take() {
+                        progress.enter(Stage::Heard);
+                    }
                     // Fails only when the stream has ended meanwhile; then there is no window to return.
                     let _ = stream.flow_control().release_capacity(data.len());
                     return Poll::Ready(Ok(data));

@@ -40,7 +40,7 @@ pub(super) fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-pub(super) fn millis(n: u64) -> Duration {
+pub(super) const fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
@@ -238,7 +238,7 @@ impl Peer {
         *self.0.ended.lock().unwrap() = Some(to);
     }
 
-    fn serve(self, io: BoxIo) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    pub(super) fn serve(self, io: BoxIo) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
             let Ok(stream) = self.0.acceptor.accept(io).await else { return };
             self.0.handshakes.fetch_add(1, Ordering::SeqCst);
