@@ -13,14 +13,14 @@
 //!   the tunnel (with NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, STREAM_CLOSED or CANCEL), answered 400 or 425, shut the
 //!   connection down over a violation, or sent its 200 and then nothing at all for a second, or for twice as long as the 200
 //!   took where that is more. The outcome of the second attempt counts; if it succeeds, the peer is known to need waiting for.
+//!   Together they have the time of one TLS handshake.
 //! * Other refusals, REFUSED_STREAM, ENHANCE_YOUR_CALM and CONNECT_ERROR have nothing to do with it and are returned at once.
 //!
 //! A [`Pool`](crate::pool::Pool) remembers peers that need waiting for, also for their next connections.
 //! [`Config::with_early_bytes`](crate::Config::with_early_bytes) turns all of it off.
 
 use std::future::poll_fn;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ pub async fn extend(
                 }
                 return Ok((nested.client, nested.driver));
             }
-            Err(Failed { doubtful: true, .. }) => start = Start::Again,
+            Err(Failed { doubt: Some(spent), .. }) => start = Start::Again(spent),
             Err(failed) => return Err(failed.error),
         }
     }
@@ -82,8 +82,8 @@ pub(crate) enum Start {
     Try,
     /// With the 200.
     Opened,
-    /// With the 200, since a try has failed.
-    Again,
+    /// With the 200, since a try has failed. It has taken this much of the handshake's time.
+    Again(Duration),
 }
 
 impl Start {
@@ -100,7 +100,7 @@ impl Start {
     pub(crate) fn proves(self) -> Option<Manner> {
         match self {
             Self::Try => Some(Manner::Takes),
-            Self::Again => Some(Manner::Waits),
+            Self::Again(_) => Some(Manner::Waits),
             Self::Early | Self::Opened => None,
         }
     }
@@ -113,16 +113,16 @@ pub(crate) struct Nested {
     pub(crate) answer: Metadata,
 }
 
-/// Why there is none, and whether that may be because it was begun before the 200.
+/// Why there is none. Where that may be because it was begun before the 200, with how much time the handshake has had since.
 #[derive(Debug)]
 pub(crate) struct Failed {
     pub(crate) error: Error,
-    pub(crate) doubtful: bool,
+    pub(crate) doubt: Option<Duration>,
 }
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Self { error, doubtful: false }
+        Self { error, doubt: None }
     }
 }
 
@@ -135,19 +135,20 @@ pub(crate) async fn over(
     hop: &TunnelledHop,
     tls: &Connector,
 ) -> Result<Nested, Failed> {
-    if matches!(start, Start::Opened | Start::Again) {
+    if matches!(start, Start::Opened | Start::Again(_)) {
         tunnel.opened().await?;
     }
-    let (progress, began, unheard) = (tunnel.progress(), Instant::now(), AtomicBool::new(false));
+    let spent = if let Start::Again(spent) = start { spent } else { Duration::ZERO };
+    let (progress, began, unheard) = (tunnel.progress(), Instant::now(), OnceLock::new());
     // Opening the tunnel has a deadline of its own; the handshake's time begins with the 200.
     let late = async {
         progress.reached(Stage::Open).await;
         let (opened, limit) = (Instant::now(), tls.time());
         let patience = UNHEARD.max(2 * began.elapsed());
         if start == Start::Try && patience < limit && timeout(patience, progress.reached(Stage::Heard)).await.is_err() {
-            return unheard.store(true, Ordering::Relaxed);
+            return unheard.set(patience).unwrap_or_default();
         }
-        sleep(limit.saturating_sub(opened.elapsed())).await;
+        sleep(limit.saturating_sub(opened.elapsed() + spent)).await;
     };
     let (mut error, tunnel) = match tls.connect_unless(tunnel, &hop.accept, late).await {
         Ok(stream) => {
@@ -168,10 +169,10 @@ pub(crate) async fn over(
     {
         error = cause;
     }
-    let unheard = unheard.load(Ordering::Relaxed);
-    let doubtful = start == Start::Try && (unheard || !progress.is(Stage::Heard) && may_blame_early_bytes(error.kind()));
+    let disliked = start == Start::Try && !progress.is(Stage::Heard) && may_blame_early_bytes(error.kind());
+    let doubt = unheard.into_inner().or_else(|| disliked.then_some(Duration::ZERO));
     let error = if error.hop().is_some() { error } else { error.with_peer(&hop.authority).with_hop(index) };
-    Err(Failed { error, doubtful })
+    Err(Failed { error, doubt })
 }
 
 /// After this long without a byte, a peer that has sent its 200 may have lost what came before that.

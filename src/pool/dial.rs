@@ -110,9 +110,15 @@ async fn tunnelled(
                 }
                 let backend = answer.backend().cloned().map(Backend::Token);
                 let identities = connection.identities.iter().chain(client.peer_identity()).cloned().collect();
-                return Ok(Dialled { client, driver: Box::pin(driver), identities, parent: Some(connection.id), backend });
+                return Ok(Dialled {
+                    client,
+                    driver: Box::pin(driver),
+                    identities,
+                    parent: Some(connection.id),
+                    backend,
+                });
             }
-            Err(Failed { error, doubtful: true }) => {
+            Err(Failed { error, doubt: Some(spent) }) => {
                 tracing::debug!(%error, "trying again after the 200");
                 if connection.client.is_closed()
                     && let Some(pool) = pool.upgrade()
@@ -120,7 +126,7 @@ async fn tunnelled(
                     // All its tunnels went with it. That must not happen again, proved or not.
                     pool.waiters().note(parent.clone(), Instant::now());
                 }
-                start = Some(Start::Again);
+                start = Some(Start::Again(spent));
             }
             Err(failed) => return Err(failed.error),
         }
@@ -165,9 +171,7 @@ async fn nest(
             Ok(nested)
         }
         Ok(Err(failed)) if progress.is(Stage::Open) => Err(failed),
-        Ok(Err(Failed { error, doubtful })) => {
-            Err(Failed { error: in_outer(Error::from(asked.failed(error))), doubtful })
-        }
+        Ok(Err(Failed { error, doubt })) => Err(Failed { error: in_outer(Error::from(asked.failed(error))), doubt }),
         Err(_) if progress.is(Stage::Open) => {
             let error = late(Layer::Tls, "opening a connection inside another");
             Err(error.with_peer(&hop.authority).with_hop(depth).into())

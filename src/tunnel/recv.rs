@@ -49,12 +49,7 @@ pub(super) enum Source {
 }
 
 impl TunnelRecv {
-    pub(super) fn new(
-        source: Source,
-        shared: Arc<Shared>,
-        slot: Option<Arc<Slot>>,
-        finished: Arc<Finished>,
-    ) -> Self {
+    pub(super) fn new(source: Source, shared: Arc<Shared>, slot: Option<Arc<Slot>>, finished: Arc<Finished>) -> Self {
         let (stream, unopened, progress) = match source {
             Source::Open(stream) => (Some(stream), None, None),
             Source::Opening(opening) => (None, Some(Unopened::Opening(opening)), Some(Arc::default())),

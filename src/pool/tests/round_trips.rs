@@ -131,7 +131,7 @@ fn serve<F: Future<Output = ()> + Send + 'static>(
 async fn opening(pool: &Pool, source: &Source, path: &crate::path::Path) -> f64 {
     let begin = Instant::now();
     let mut tunnel = connect(pool, source, path).await.unwrap();
-    let took = begin.elapsed().as_secs_f64() / ROUND_TRIP.as_secs_f64();
+    let took = begin.elapsed().as_millis() as f64 / ROUND_TRIP.as_millis() as f64;
     echoes(&mut tunnel).await;
     finish(tunnel).await;
     took
