@@ -11,8 +11,10 @@ use std::time::Duration;
 ///
 /// A tunnel whose reader has stopped holds at most [`stream_window`](Self::with_stream_window), and a connection at most
 /// [`max_tunnels`](Self::with_max_tunnels) times that (4 MiB and 400 MiB by default), about what the kernel would hold for
-/// as many stalled TCP connections. The connection's window is this product on purpose: were it smaller, a few stalled
-/// tunnels could use it up and stop all others. HTTP/2 ends at 2 GiB, so with more than 511 tunnels their windows shrink.
+/// as many stalled TCP connections. On a long path with a fast reader the windows are up to
+/// [`max_stream_window`](Self::with_max_stream_window) instead; a connection then holds at most twice that on top (64 MiB by
+/// default). The connection's window is this sum on purpose: were it smaller, a few stalled tunnels could use it up and stop
+/// all others. HTTP/2 ends at 2 GiB, so with more than 495 tunnels their windows shrink.
 /// Sending adds up to [`send_buffer`](Self::with_send_buffer) for each tunnel, and unread small frames what
 /// [`small_frame_budget`](Self::with_small_frame_budget) says.
 ///
@@ -20,6 +22,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub(crate) stream_window: u32,
+    pub(crate) max_stream_window: u32,
     pub(crate) max_tunnels: u32,
     pub(crate) initial_tunnels: u32,
     pub(crate) max_frame_size: u32,
@@ -47,6 +50,7 @@ impl Config {
     pub fn new() -> Self {
         Self {
             stream_window: 4 << 20,
+            max_stream_window: 32 << 20,
             max_tunnels: 100,
             initial_tunnels: 10,
             max_frame_size: 64 << 10,
@@ -68,6 +72,18 @@ impl Config {
     /// 300 Mbit/s at 100 ms. Raising it costs memory for each tunnel with a slow reader.
     pub fn with_stream_window(mut self, bytes: u32) -> Self {
         self.stream_window = bytes.clamp(1 << 10, MAX_WINDOW);
+        self
+    }
+
+    /// What [`stream_window`](Self::with_stream_window) grows to where a tunnel's reader takes two thirds of it in each round
+    /// trip, so that the window is what holds it up. Default 32 MiB, at most 256 MiB: enough for 1 Gbit/s at 200 ms. One that
+    /// is not above the stream window turns growing off.
+    ///
+    /// It is measured with a PING for each third of a window that is read, over the shortest round trip of late. The windows
+    /// are small again when nobody has needed more for 10 s, or while over a half of this is unread on the connection. Raising
+    /// it costs memory where many readers stop at once: see [Memory](Self#memory).
+    pub fn with_max_stream_window(mut self, bytes: u32) -> Self {
+        self.max_stream_window = bytes.clamp(1 << 10, 256 << 20);
         self
     }
 
@@ -170,12 +186,21 @@ impl Config {
 
     /// The window of each tunnel, such that all of them together fit into what HTTP/2 allows for the connection.
     pub(crate) fn stream_window(&self) -> u32 {
-        self.stream_window.min(MAX_WINDOW / self.max_tunnels)
+        self.stream_window.min((MAX_WINDOW - self.headroom()) / self.max_tunnels)
     }
 
-    /// The window of the whole connection: all tunnels' windows together.
+    /// What a tunnel's window may grow to.
+    pub(crate) fn max_stream_window(&self) -> u32 {
+        if self.headroom() == 0 { self.stream_window() } else { self.max_stream_window }
+    }
+
+    /// The window of the whole connection: all tunnels' windows together, and room for those that have grown.
     pub(crate) fn connection_window(&self) -> u32 {
-        (self.stream_window() * self.max_tunnels).max(64 << 10)
+        (self.stream_window() * self.max_tunnels + self.headroom()).max(64 << 10)
+    }
+
+    fn headroom(&self) -> u32 {
+        if self.max_stream_window > self.stream_window { 2 * self.max_stream_window } else { 0 }
     }
 }
 

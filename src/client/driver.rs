@@ -51,6 +51,7 @@ where
             this.slots.close();
             return Poll::Ready(Err(error));
         }
+        this.upkeep.resize(|window| this.connection.set_initial_window_size(window));
         let result = Pin::new(&mut this.connection).poll(cx);
         // The peer may change its limit at any time, and tells it first right after the handshake.
         this.slots.set_peer_limit(this.connection.max_concurrent_send_streams());

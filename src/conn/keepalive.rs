@@ -15,7 +15,6 @@ pub(super) struct Keepalive {
     state: State,
     timer: Option<Pin<Box<Sleep>>>,
     reads_seen: u64,
-    ping: Ponger,
     interval: Option<Duration>,
     timeout: Duration,
 }
@@ -30,28 +29,54 @@ enum State {
     Asked,
 }
 
-struct Ponger(Option<PingPong>);
+/// Asks the peer for an answer, one at a time.
+pub(super) struct Pinger {
+    ping: Option<PingPong>,
+    asked: bool,
+}
 
-impl std::fmt::Debug for Ponger {
+impl std::fmt::Debug for Pinger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("PingPong")
+        f.debug_struct("Pinger").field("asked", &self.asked).finish_non_exhaustive()
+    }
+}
+
+impl Pinger {
+    pub(super) fn new(ping: Option<PingPong>) -> Self {
+        Self { ping, asked: false }
+    }
+
+    /// Sends a PING; false while the last one has no answer.
+    pub(super) fn ask(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(ping) = self.ping.as_mut().filter(|_| !self.asked) else { return false };
+        self.asked = ping.send_ping(Ping::opaque()).is_ok();
+        // Wakes the driver when it is answered.
+        let _ = ping.poll_pong(cx);
+        self.asked
+    }
+
+    /// Whether the last PING has just been answered; if not, wakes the driver when it is.
+    pub(super) fn poll_answered(&mut self, cx: &mut Context<'_>) -> bool {
+        // The answer must be taken before another one can be sent.
+        let answered = self.asked && self.ping.as_mut().is_some_and(|ping| ping.poll_pong(cx).is_ready());
+        self.asked &= !answered;
+        answered
     }
 }
 
 impl Keepalive {
-    pub(super) fn new(config: &Config, ping: Option<PingPong>) -> Self {
+    pub(super) fn new(config: &Config) -> Self {
         Self {
             state: State::Preface,
             timer: Some(Box::pin(sleep_until(Instant::now() + config.http2_timeout))),
             reads_seen: 0,
-            ping: Ponger(ping),
             interval: config.keepalive_interval,
             timeout: config.keepalive_timeout,
         }
     }
 
     /// Ready when the peer has been silent for too long. `reads` counts what has come from it.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, reads: u64) -> Poll<Error> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, reads: u64, pinger: &mut Pinger) -> Poll<Error> {
         if self.state == State::Preface && reads > 0 {
             self.enter(State::Alive, self.interval);
             self.reads_seen = reads;
@@ -68,13 +93,8 @@ impl Keepalive {
                 State::Preface => return Poll::Ready(silent("waiting for the peer's HTTP/2 preface")),
                 State::Alive if heard => self.enter(State::Alive, self.interval),
                 State::Alive => {
-                    if let Some(ping) = &mut self.ping.0 {
-                        // Takes the answer to the last PING: no other can be sent before that. And wakes the driver when the
-                        // next one is answered.
-                        let _ = ping.poll_pong(cx);
-                        // Fails only while an earlier one is unanswered, which asks the same question.
-                        let _ = ping.send_ping(Ping::opaque());
-                    }
+                    // Not sent while an earlier one is unanswered, which asks the same question.
+                    pinger.ask(cx);
                     self.enter(State::Asked, Some(self.timeout));
                 }
                 State::Asked => return Poll::Ready(silent("waiting for the answer to a keepalive PING")),

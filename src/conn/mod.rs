@@ -1,26 +1,32 @@
 //! What the client's and the server's end of one HTTP/2 connection have in common.
 
 mod early;
+mod flow;
 mod goaway;
 mod keepalive;
 mod linger;
 mod settings;
 mod transport;
+mod window;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 
 pub(crate) use early::{EarlyBytes, Manner};
-use keepalive::Keepalive;
+pub(crate) use flow::{Flow, Meter};
+use keepalive::{Keepalive, Pinger};
 pub(crate) use linger::LingeringTunnel;
 use linger::{LingerQueue, Lingering};
 pub(crate) use settings::{client_builder, server_builder};
 pub(crate) use transport::Transport;
+use window::Window;
 
 const DRIVING: &str = "driving the connection";
 
@@ -36,6 +42,7 @@ pub(crate) struct Shared {
     /// The peer takes no more tunnels.
     going_away: AtomicBool,
     early: EarlyBytes,
+    flow: Flow,
     linger: LingerQueue,
 }
 
@@ -48,12 +55,17 @@ impl Shared {
             failure: OnceLock::new(),
             going_away: AtomicBool::new(false),
             early: EarlyBytes::default(),
+            flow: Flow::default(),
             linger: LingerQueue::default(),
         })
     }
 
     pub(crate) fn peer(&self) -> Option<&SpiffeId> {
         self.peer.as_ref()
+    }
+
+    pub(crate) fn flow(&self) -> &Flow {
+        &self.flow
     }
 
     pub(crate) fn early_bytes(&self) -> &EarlyBytes {
@@ -170,22 +182,55 @@ fn go_away(code: u32, side: Side, doing: &'static str) -> Error {
     Error::new(ErrorKind::GoAway(code), Layer::Http2, side, doing)
 }
 
-/// The duties beside HTTP/2 itself: the peer's signs of life, and tunnels that wait for their end.
+/// The duties beside HTTP/2 itself: the peer's signs of life, tunnels that wait for their end, and the size of the windows.
 #[derive(Debug)]
 pub(crate) struct Upkeep {
     keepalive: Keepalive,
     lingering: Lingering,
+    window: Window,
+    wanted: u32,
+    pinger: Pinger,
 }
 
 impl Upkeep {
     pub(crate) fn new(config: &Config, ping: Option<h2::PingPong>) -> Self {
-        Self { keepalive: Keepalive::new(config, ping), lingering: Lingering::new(config.linger_timeout) }
+        let window = Window::new(config.stream_window(), config.max_stream_window());
+        Self {
+            keepalive: Keepalive::new(config),
+            lingering: Lingering::new(config.linger_timeout),
+            wanted: window.size(),
+            window,
+            pinger: Pinger::new(ping),
+        }
     }
 
     /// Does what is due. Never ready unless the connection has to be given up.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Poll<Error> {
-        self.lingering.poll(cx, &shared.linger);
-        self.keepalive.poll(cx, shared.reads()).map(|error| shared.fail(error))
+        self.lingering.poll(cx, shared);
+        self.measure(cx, &shared.flow);
+        self.keepalive.poll(cx, shared.reads(), &mut self.pinger).map(|error| shared.fail(error))
+    }
+
+    fn measure(&mut self, cx: &mut Context<'_>, flow: &Flow) {
+        let (now, read, held) = (Instant::now(), flow.released(), flow.held());
+        let answered = self.pinger.poll_answered(cx);
+        self.wanted = if self.window.is_in_round() && answered {
+            self.window.end(now, read, flow.best(), held)
+        } else {
+            self.window.look(now, held)
+        };
+        if self.window.wants_round(read) && self.pinger.ask(cx) {
+            flow.begin_round();
+            self.window.begin(now);
+        }
+    }
+
+    /// Has the peer told of another size of the tunnels' windows, where there is one. `set` fails while the peer has not heard
+    /// of the last one.
+    pub(crate) fn resize(&mut self, set: impl FnOnce(u32) -> Result<(), h2::Error>) {
+        if self.wanted != self.window.size() && set(self.wanted).is_ok() {
+            self.window.set(self.wanted);
+        }
     }
 }
 

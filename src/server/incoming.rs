@@ -113,7 +113,8 @@ pub(super) fn refuse(
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if let Some((_, respond)) = &mut self.parts {
+        if let Some((recv, respond)) = &mut self.parts {
+            self.shared.flow().abandon(recv);
             respond.send_reset(ResetReason::Refused.code());
         }
     }

@@ -120,6 +120,7 @@ where
                 self.ended = true;
                 return Poll::Ready(Some(Err(error)));
             }
+            self.upkeep.resize(|window| self.connection.set_initial_window_size(window));
             match self.connection.poll_accept(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {

@@ -18,6 +18,7 @@ mod handshakes;
 mod identity;
 mod layering;
 mod limits;
+mod long_path;
 mod relay;
 #[cfg(all(feature = "mesh-file", feature = "proxy"))]
 mod roles;

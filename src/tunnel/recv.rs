@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::opening::{Opening, Progress, Stage};
 use super::{Finished, Slot};
-use crate::conn::{LingeringTunnel, Shared};
+use crate::conn::{LingeringTunnel, Meter, Shared};
 use crate::error::{Error, Layer, Result};
 use crate::io::BytesRead;
 use crate::metadata::Metadata;
@@ -30,6 +30,7 @@ pub struct TunnelRecv {
     /// The rest of a frame that did not fit the reader's buffer.
     rest: Bytes,
     ended: bool,
+    meter: Meter,
     shared: Arc<Shared>,
     slot: Option<Arc<Slot>>,
     finished: Arc<Finished>,
@@ -54,7 +55,18 @@ impl TunnelRecv {
             Source::Open(stream) => (Some(stream), None, None),
             Source::Opening(opening) => (None, Some(Unopened::Opening(opening)), Some(Arc::default())),
         };
-        Self { stream, unopened, progress, rest: Bytes::new(), ended: false, shared, slot, finished }
+        shared.flow().reader_added();
+        Self {
+            stream,
+            unopened,
+            progress,
+            rest: Bytes::new(),
+            ended: false,
+            meter: Meter::default(),
+            shared,
+            slot,
+            finished,
+        }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -105,6 +117,7 @@ impl TunnelRecv {
                     if let Some(progress) = self.progress.take() {
                         progress.enter(Stage::Heard);
                     }
+                    self.shared.flow().take(&mut self.meter, data.len());
                     // Fails only when the stream has ended meanwhile; then there is no window to return.
                     let _ = stream.flow_control().release_capacity(data.len());
                     return Poll::Ready(Ok(data));
@@ -155,13 +168,12 @@ impl AsyncRead for TunnelRecv {
 
 impl Drop for TunnelRecv {
     fn drop(&mut self) {
-        if self.ended || !self.finished.get() {
-            return;
-        }
-        if let Some(recv) = self.stream.take()
-            && !recv.is_end_stream()
-        {
+        self.shared.flow().reader_gone();
+        let Some(mut recv) = self.stream.take() else { return };
+        if self.finished.get() && !self.ended && !recv.is_end_stream() {
             self.shared.linger(LingeringTunnel { recv, _slot: self.slot.take() });
+        } else {
+            self.shared.flow().abandon(&mut recv);
         }
     }
 }
