@@ -22,7 +22,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub(crate) stream_window: u32,
-    pub(crate) max_stream_window: u32,
+    pub(crate) max_stream_window: Option<u32>,
     pub(crate) max_tunnels: u32,
     pub(crate) initial_tunnels: u32,
     pub(crate) max_frame_size: u32,
@@ -50,7 +50,7 @@ impl Config {
     pub fn new() -> Self {
         Self {
             stream_window: 4 << 20,
-            max_stream_window: 32 << 20,
+            max_stream_window: None,
             max_tunnels: 100,
             initial_tunnels: 10,
             max_frame_size: 64 << 10,
@@ -76,14 +76,14 @@ impl Config {
     }
 
     /// What [`stream_window`](Self::with_stream_window) grows to where a tunnel's reader takes two thirds of it in each round
-    /// trip, so that the window is what holds it up. Default 32 MiB, at most 256 MiB: enough for 1 Gbit/s at 200 ms. One that
-    /// is not above the stream window turns growing off.
+    /// trip, so that the window is what holds it up. Default eight times that window, 32 MiB as it comes: enough for 1 Gbit/s
+    /// at 200 ms. At most 256 MiB; one that is not above the stream window turns growing off.
     ///
     /// It is measured with a PING for each third of a window that is read, over the shortest round trip of late. The windows
     /// are small again when nobody has needed more for 10 s, or while over a half of this is unread on the connection. Raising
     /// it costs memory where many readers stop at once: see [Memory](Self#memory).
     pub fn with_max_stream_window(mut self, bytes: u32) -> Self {
-        self.max_stream_window = bytes.clamp(1 << 10, 256 << 20);
+        self.max_stream_window = Some(bytes);
         self
     }
 
@@ -191,7 +191,7 @@ impl Config {
 
     /// What a tunnel's window may grow to.
     pub(crate) fn max_stream_window(&self) -> u32 {
-        if self.headroom() == 0 { self.stream_window() } else { self.max_stream_window }
+        if self.headroom() == 0 { self.stream_window() } else { self.grown() }
     }
 
     /// The window of the whole connection: all tunnels' windows together, and room for those that have grown.
@@ -200,7 +200,11 @@ impl Config {
     }
 
     fn headroom(&self) -> u32 {
-        if self.max_stream_window > self.stream_window { 2 * self.max_stream_window } else { 0 }
+        if self.grown() > self.stream_window { 2 * self.grown() } else { 0 }
+    }
+
+    fn grown(&self) -> u32 {
+        self.max_stream_window.unwrap_or(self.stream_window.saturating_mul(8)).min(256 << 20)
     }
 }
 

@@ -51,7 +51,7 @@ where
             this.slots.close();
             return Poll::Ready(Err(error));
         }
-        this.upkeep.resize(|window| this.connection.set_initial_window_size(window));
+        this.upkeep.resize(cx, &this.shared, |window| this.connection.set_initial_window_size(window));
         let result = Pin::new(&mut this.connection).poll(cx);
         // The peer may change its limit at any time, and tells it first right after the handshake.
         this.slots.set_peer_limit(this.connection.max_concurrent_send_streams());
@@ -59,7 +59,10 @@ where
             this.slots.close();
         }
         match result {
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                this.upkeep.resize(cx, &this.shared, |window| this.connection.set_initial_window_size(window));
+                Poll::Pending
+            }
             Poll::Ready(result) => {
                 let result = driver_result(&this.shared, result);
                 this.slots.close();

@@ -1,27 +1,22 @@
-//! What the tunnels of a connection have been sent, and have read.
+//! What the tunnels of a connection have read, and what waits for their readers.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Counted by the transport and the tunnels, for the driver.
+use h2::{FlowControl, RecvStream};
+
+/// Counted by the tunnels, for the driver.
 #[derive(Debug, Default)]
 pub(crate) struct Flow {
-    /// Bytes of DATA frames that have come, and those of them that hold no window any more.
-    received: AtomicU64,
-    released: AtomicU64,
-    /// How many tunnels have a reader.
-    readers: AtomicUsize,
-    /// Counts the rounds in which the tunnels are measured; 0 before the first.
+    read: AtomicU64,
+    /// Counts the rounds in which the tunnels are measured.
     round: AtomicU32,
     /// The most that one reader took in this round.
     best: AtomicU64,
-    /// Streams that nobody reads any more, and that more may come for. HTTP/2 throws it away unseen.
-    abandoned: Mutex<Vec<u32>>,
-    has_abandoned: AtomicBool,
+    /// By stream. Each is as good as the stream itself, so it must go before that is dropped.
+    windows: Mutex<HashMap<u32, FlowControl>>,
 }
-
-/// The streams whose rest is known not to count. One that is forgotten makes the windows grow a little later.
-const MOST_ABANDONED: usize = 32;
 
 /// What one reader has taken in this round.
 #[derive(Debug, Default)]
@@ -31,20 +26,19 @@ pub(crate) struct Meter {
 }
 
 impl Flow {
-    pub(super) fn receive(&self, stream: u32, bytes: usize) {
-        if self.has_abandoned.load(Relaxed) && self.abandoned().contains(&stream) {
-            return;
-        }
-        self.received.fetch_add(bytes as u64, Relaxed);
+    pub(crate) fn add(&self, recv: &mut RecvStream) {
+        let (id, window) = (recv.stream_id().into(), recv.flow_control().clone());
+        self.windows().insert(id, window);
     }
 
-    pub(crate) fn release(&self, bytes: usize) {
-        self.released.fetch_add(bytes as u64, Relaxed);
+    pub(crate) fn remove(&self, recv: &RecvStream) {
+        let window = self.windows().remove(&recv.stream_id().into());
+        drop(window);
     }
 
     /// A reader has taken this.
     pub(crate) fn take(&self, meter: &mut Meter, bytes: usize) {
-        self.release(bytes);
+        self.read.fetch_add(bytes as u64, Relaxed);
         let round = self.round.load(Relaxed);
         if meter.round != round {
             *meter = Meter { round, taken: 0 };
@@ -55,42 +49,9 @@ impl Flow {
         }
     }
 
-    /// Nobody reads the stream any more.
-    pub(crate) fn abandon(&self, recv: &mut h2::RecvStream) {
-        self.release(recv.flow_control().used_capacity());
-        if recv.is_end_stream() {
-            return;
-        }
-        let mut abandoned = self.abandoned();
-        if abandoned.len() == MOST_ABANDONED {
-            abandoned.remove(0);
-        }
-        abandoned.push(recv.stream_id().into());
-        self.has_abandoned.store(true, Relaxed);
-    }
-
-    pub(crate) fn reader_added(&self) {
-        self.readers.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn reader_gone(&self) {
-        self.readers.fetch_sub(1, Relaxed);
-    }
-
-    /// What has come and was not read.
-    pub(super) fn held(&self) -> u64 {
-        let (received, released) = (self.received.load(Relaxed), self.released.load(Relaxed));
-        if received > released && self.readers.load(Relaxed) == 0 {
-            // What HTTP/2 threw away with tunnels that the peer has reset.
-            self.released.fetch_add(received - released, Relaxed);
-            return 0;
-        }
-        received.saturating_sub(released)
-    }
-
-    /// What has been read and thrown away so far.
-    pub(super) fn released(&self) -> u64 {
-        self.released.load(Relaxed)
+    /// What has been read so far.
+    pub(super) fn read(&self) -> u64 {
+        self.read.load(Relaxed)
     }
 
     pub(super) fn begin_round(&self) {
@@ -102,7 +63,22 @@ impl Flow {
         self.best.load(Relaxed)
     }
 
-    fn abandoned(&self) -> std::sync::MutexGuard<'_, Vec<u32>> {
-        self.abandoned.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What has come and was not read.
+    pub(super) fn held(&self) -> u64 {
+        self.windows().values().map(|window| window.used_capacity() as u64).sum()
+    }
+
+    /// Has the peers told of what was read of each tunnel. HTTP/2 collects that until it is a part of the window worth telling
+    /// and looks only when something is read: once the window is smaller, what it has collected may be more than all of it,
+    /// and nothing would ever come to be read.
+    pub(super) fn tell(&self) {
+        for window in self.windows().values_mut() {
+            // Fails only when the stream has ended.
+            let _ = window.release_capacity(0);
+        }
+    }
+
+    fn windows(&self) -> MutexGuard<'_, HashMap<u32, FlowControl>> {
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

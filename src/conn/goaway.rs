@@ -1,9 +1,8 @@
-//! Finds GOAWAY among the frames of one direction, and counts DATA.
+//! Finds GOAWAY among the frames of one direction.
 //!
 //! HTTP/2 itself tells the tunnels only that the connection is gone when it goes down behind a GOAWAY, and tells nobody of a
 //! GOAWAY while tunnels are open.
 
-const DATA: u8 = 0;
 const GOAWAY: u8 = 7;
 const HEADER: usize = 9;
 /// The header, the last stream and the code.
@@ -26,9 +25,8 @@ impl GoAwayScanner {
         Self { skip: if after_preface { PREFACE } else { 0 }, head: [0; FIXED], filled: 0 }
     }
 
-    /// The code of a GOAWAY that ends here, the last one of several. `on_data` is told the stream and length of each DATA frame
-    /// that begins here.
-    pub(super) fn scan(&mut self, mut data: &[u8], mut on_data: impl FnMut(u32, usize)) -> Option<u32> {
+    /// The code of a GOAWAY that ends here, the last one of several.
+    pub(super) fn scan(&mut self, mut data: &[u8]) -> Option<u32> {
         let mut found = None;
         while !data.is_empty() {
             let skipped = self.skip.min(data.len());
@@ -39,11 +37,8 @@ impl GoAwayScanner {
             self.head[self.filled..][..taken].copy_from_slice(&data[..taken]);
             self.filled += taken;
             data = &data[taken..];
-            let [a, b, c, kind, _, s, t, u, v, ..] = self.head;
+            let [a, b, c, kind, ..] = self.head;
             let len = u32::from_be_bytes([0, a, b, c]) as usize;
-            if self.filled == HEADER && kind == DATA {
-                on_data(u32::from_be_bytes([s, t, u, v]) & (u32::MAX >> 1), len);
-            }
             if self.filled == HEADER && (kind != GOAWAY || len < FIXED - HEADER) {
                 (self.skip, self.filled) = (len, 0);
             } else if self.filled == FIXED {
@@ -78,10 +73,8 @@ mod tests {
         ]
         .concat();
         for cut in 1..=bytes.len() {
-            let (mut scanner, mut data) = (GoAwayScanner::new(true), 0);
-            let found: Vec<u32> =
-                bytes.chunks(cut).filter_map(|chunk| scanner.scan(chunk, |_, len| data += len)).collect();
-            assert_eq!(data, 103, "in pieces of {cut}");
+            let mut scanner = GoAwayScanner::new(true);
+            let found: Vec<u32> = bytes.chunks(cut).filter_map(|chunk| scanner.scan(chunk)).collect();
             assert_eq!(found.last(), Some(&258), "in pieces of {cut}");
             assert!(cut > 30 || found == [11, 258], "in pieces of {cut}: {found:?}");
             assert_eq!((scanner.skip, scanner.filled), (0, 0));

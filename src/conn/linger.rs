@@ -12,7 +12,6 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Flow, Shared};
 use crate::tunnel::Slot;
 
 /// What is read and thrown away at most while waiting for the peer's end; a peer that sends more is told to stop.
@@ -84,8 +83,8 @@ impl Lingering {
     }
 
     /// Drops what has ended, and what waited for too long: the latter HTTP/2 resets.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared) {
-        let added = shared.linger.take(cx);
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, queue: &LingerQueue) {
+        let added = queue.take(cx);
         if !added.is_empty() {
             let deadline = Instant::now() + self.timeout;
             self.tunnels.extend(added.into_iter().map(|tunnel| (deadline, MAX_DISCARD, tunnel)));
@@ -93,7 +92,7 @@ impl Lingering {
         if self.tunnels.is_empty() {
             return;
         }
-        self.tunnels.retain_mut(|(_, left, tunnel)| still_open(cx, left, &mut tunnel.recv, &shared.flow));
+        self.tunnels.retain_mut(|(_, left, tunnel)| still_open(cx, left, &mut tunnel.recv));
         while let Some((deadline, ..)) = self.tunnels.front() {
             let deadline = *deadline;
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
@@ -103,28 +102,22 @@ impl Lingering {
             if timer.as_mut().poll(cx).is_pending() {
                 return;
             }
-            if let Some((.., mut tunnel)) = self.tunnels.pop_front() {
-                shared.flow.abandon(&mut tunnel.recv);
-            }
+            self.tunnels.pop_front();
         }
         self.timer = None;
     }
 }
 
-fn still_open(cx: &mut Context<'_>, left: &mut usize, recv: &mut h2::RecvStream, flow: &Flow) -> bool {
+fn still_open(cx: &mut Context<'_>, left: &mut usize, recv: &mut h2::RecvStream) -> bool {
     loop {
         match recv.poll_data(cx) {
             Poll::Pending => return true,
             Poll::Ready(Some(Ok(data))) if data.len() < *left => {
                 *left -= data.len();
-                flow.release(data.len());
                 // Fails only when the stream has ended, which the next poll finds out.
                 let _ = recv.flow_control().release_capacity(data.len());
             }
-            Poll::Ready(_) => {
-                flow.abandon(recv);
-                return false;
-            }
+            Poll::Ready(_) => return false,
         }
     }
 }

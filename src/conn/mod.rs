@@ -189,8 +189,15 @@ pub(crate) struct Upkeep {
     lingering: Lingering,
     window: Window,
     wanted: u32,
+    /// The peer may not know yet that the window is smaller.
+    shrinking: bool,
+    /// What was unread after so many reads.
+    held: (u64, u64),
     pinger: Pinger,
 }
+
+/// After how many reads from the peer it is counted again what is unread, while the windows are large.
+const READS_BETWEEN_COUNTS: u64 = 16;
 
 impl Upkeep {
     pub(crate) fn new(config: &Config, ping: Option<h2::PingPong>) -> Self {
@@ -200,36 +207,53 @@ impl Upkeep {
             lingering: Lingering::new(config.linger_timeout),
             wanted: window.size(),
             window,
+            shrinking: false,
+            held: (0, 0),
             pinger: Pinger::new(ping),
         }
     }
 
     /// Does what is due. Never ready unless the connection has to be given up.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Poll<Error> {
-        self.lingering.poll(cx, shared);
-        self.measure(cx, &shared.flow);
+        self.lingering.poll(cx, &shared.linger);
+        self.measure(cx, shared);
         self.keepalive.poll(cx, shared.reads(), &mut self.pinger).map(|error| shared.fail(error))
     }
 
-    fn measure(&mut self, cx: &mut Context<'_>, flow: &Flow) {
-        let (now, read, held) = (Instant::now(), flow.released(), flow.held());
-        let answered = self.pinger.poll_answered(cx);
-        self.wanted = if self.window.is_in_round() && answered {
-            self.window.end(now, read, flow.best(), held)
+    fn measure(&mut self, cx: &mut Context<'_>, shared: &Shared) {
+        let (flow, reads, now) = (&shared.flow, shared.reads(), Instant::now());
+        let ends = self.pinger.poll_answered(cx) && self.window.is_in_round();
+        if ends || self.window.is_grown() && reads >= self.held.1 + READS_BETWEEN_COUNTS {
+            self.held = (flow.held(), reads);
+        }
+        self.wanted = if ends {
+            self.window.end(now, flow.read(), flow.best(), self.held.0)
         } else {
-            self.window.look(now, held)
+            self.window.look(now, self.held.0)
         };
-        if self.window.wants_round(read) && self.pinger.ask(cx) {
+        if self.window.wants_round(flow.read()) && self.pinger.ask(cx) {
             flow.begin_round();
             self.window.begin(now);
         }
     }
 
-    /// Has the peer told of another size of the tunnels' windows, where there is one. `set` fails while the peer has not heard
-    /// of the last one.
-    pub(crate) fn resize(&mut self, set: impl FnOnce(u32) -> Result<(), h2::Error>) {
-        if self.wanted != self.window.size() && set(self.wanted).is_ok() {
+    /// Has the peer told of another size of the tunnels' windows, where there is one. To be called before and after HTTP/2 is
+    /// polled. `set` fails until the peer has answered the last one.
+    pub(crate) fn resize(
+        &mut self,
+        cx: &mut Context<'_>,
+        shared: &Shared,
+        set: impl FnOnce(u32) -> Result<(), h2::Error>,
+    ) {
+        let size = self.window.size();
+        if (self.wanted != size || self.shrinking) && set(self.wanted).is_ok() {
+            if self.shrinking {
+                shared.flow.tell();
+            }
+            self.shrinking = self.wanted < size;
             self.window.set(self.wanted);
+            // Nobody else has HTTP/2 look at it.
+            cx.waker().wake_by_ref();
         }
     }
 }

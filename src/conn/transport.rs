@@ -61,7 +61,7 @@ impl<IO> Transport<IO> {
         for piece in pieces {
             let piece = &piece[..piece.len().min(written)];
             written -= piece.len();
-            if let Some(code) = self.outgoing.scan(piece, |_, _| ()) {
+            if let Some(code) = self.outgoing.scan(piece) {
                 self.shared.note_go_away(code, Side::Local);
             }
         }
@@ -103,7 +103,7 @@ impl<IO: AsyncRead + Unpin> Transport<IO> {
                 Poll::Ready(Err(e)) => return classify(&e),
                 Poll::Ready(Ok(())) | Poll::Pending => return None,
             }
-            if let Some(code) = self.incoming.scan(buf.filled(), |_, _| ()) {
+            if let Some(code) = self.incoming.scan(buf.filled()) {
                 self.shared.note_go_away(code, Side::Remote);
             }
             left = left.saturating_sub(buf.filled().len());
@@ -125,9 +125,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Transport<IO> {
         if read > 0 {
             self.shared.count_read();
         }
-        let this = &mut *self;
-        let flow = this.shared.flow();
-        if let Some(code) = this.incoming.scan(&buf.filled()[before..], |stream, len| flow.receive(stream, len)) {
+        if let Some(code) = self.incoming.scan(&buf.filled()[before..]) {
             self.shared.note_go_away(code, Side::Remote);
         }
         self.burst_left = if result.is_pending() { READ_BURST } else { self.burst_left.saturating_sub(read) };

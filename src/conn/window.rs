@@ -85,6 +85,10 @@ impl Window {
         self.now = size;
     }
 
+    pub(super) fn is_grown(&self) -> bool {
+        self.now > self.base
+    }
+
     pub(super) fn size(&self) -> u32 {
         self.now
     }

@@ -113,8 +113,7 @@ pub(super) fn refuse(
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if let Some((recv, respond)) = &mut self.parts {
-            self.shared.flow().abandon(recv);
+        if let Some((_, respond)) = &mut self.parts {
             respond.send_reset(ResetReason::Refused.code());
         }
     }

@@ -120,9 +120,12 @@ where
                 self.ended = true;
                 return Poll::Ready(Some(Err(error)));
             }
-            self.upkeep.resize(|window| self.connection.set_initial_window_size(window));
+            self.upkeep.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
             match self.connection.poll_accept(cx) {
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    self.upkeep.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
+                    return Poll::Pending;
+                }
                 Poll::Ready(None) => {
                     self.ended = true;
                     return Poll::Ready(None);

@@ -101,8 +101,8 @@ async fn stalled_readers_leave_the_whole_connection_to_the_others(
     const WINDOW: usize = 64 << 10;
     const SEND_BUFFER: usize = 32 << 10;
     // Not one tunnel more than there are, so that the connection's window is not wider than it must be.
-    let config =
-        Config::new().with_stream_window(WINDOW as u32).with_max_tunnels(stalled + 1).with_send_buffer(SEND_BUFFER);
+    let config = Config::new().with_stream_window(WINDOW as u32).with_max_stream_window(WINDOW as u32);
+    let config = config.with_max_tunnels(stalled + 1).with_send_buffer(SEND_BUFFER);
     let (client, mut incoming) = World::new(config).connect(carrier, depth).await;
     let mut stalls = Vec::new();
     for _ in 0..stalled {

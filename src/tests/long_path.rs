@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rstest::rstest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::harness::{World, tunnel};
 use crate::Config;
@@ -116,4 +116,68 @@ async fn readers_that_stop_hold_little_and_do_not_stop_the_others(#[values(1, 2)
     let mut got = [0; 5];
     far.read_exact(&mut got).await.unwrap();
     assert_eq!(&got, b"hello");
+}
+
+#[rstest]
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_stops_and_goes_on_finds_all_of_it_and_gets_the_whole_path_again(#[values(1, 2)] depth: usize) {
+    let (near, far) = Link::new(Duration::from_millis(100)).with_rate(GIGABIT).connection();
+    let (client, mut incoming) = World::new(Config::new()).connect_over(Box::new(near), Box::new(far), depth).await;
+    let (mut from, mut to) = tunnel(&client, &mut incoming).await;
+    let sent = Arc::new(AtomicU64::new(0));
+    let counter = sent.clone();
+    tokio::spawn(async move {
+        let piece: Bytes = (0..=250).cycle().take(251 * 256).collect();
+        while write_bytes(&mut from, piece.clone()).await.is_ok() {
+            counter.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        }
+    });
+    let mut read = 0;
+    for _ in 0..3 {
+        let begin = Instant::now();
+        let mut measured = 0;
+        while begin.elapsed() < Duration::from_millis(2000) {
+            let data = read_bytes(&mut to).await.unwrap();
+            assert_eq!(
+                (u64::from(data[0]), u64::from(data[data.len() - 1])),
+                (read % 251, (read + data.len() as u64 - 1) % 251)
+            );
+            read += data.len() as u64;
+            if begin.elapsed() >= Duration::from_millis(1500) {
+                measured += data.len() as u64;
+            }
+        }
+        assert!(measured * 8 > GIGABIT * 8 / 20, "{measured}");
+        sleep(Duration::from_secs(15)).await;
+        let held = sent.load(Ordering::Relaxed) - read;
+        eprintln!("depth {depth}: {} MiB held for a reader that has stopped", held >> 20);
+        assert!(held <= 33 << 20, "{held}");
+    }
+}
+
+/// The windows have become small meanwhile, below what had been read and not been told of.
+#[rstest]
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_pauses_goes_on(#[values(1, 2)] depth: usize, #[values(13, 77, 100)] pieces: usize) {
+    let (near, far) = Link::new(Duration::from_millis(100)).with_rate(GIGABIT).connection();
+    let (client, mut incoming) = World::new(Config::new()).connect_over(Box::new(near), Box::new(far), depth).await;
+    let (mut from, mut to) = tunnel(&client, &mut incoming).await;
+    let count = Arc::new(AtomicU64::new(0));
+    let arrived = count.clone();
+    tokio::spawn(async move {
+        while let Ok(data) = read_bytes(&mut to).await {
+            arrived.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
+    });
+    let mut sent = 0;
+    // To grow, then bursts of about a third of the window.
+    for pieces in [1000, pieces, pieces, 3 * pieces] {
+        for _ in 0..pieces {
+            let piece = vec![0; 100_000];
+            sent += piece.len() as u64;
+            write_bytes(&mut from, piece.into()).await.unwrap();
+        }
+        sleep(Duration::from_secs(15)).await;
+        assert_eq!(count.load(Ordering::Relaxed), sent);
+    }
 }

@@ -55,8 +55,7 @@ impl TunnelRecv {
             Source::Open(stream) => (Some(stream), None, None),
             Source::Opening(opening) => (None, Some(Unopened::Opening(opening)), Some(Arc::default())),
         };
-        shared.flow().reader_added();
-        Self {
+        let mut this = Self {
             stream,
             unopened,
             progress,
@@ -66,6 +65,15 @@ impl TunnelRecv {
             shared,
             slot,
             finished,
+        };
+        this.register();
+        this
+    }
+
+    /// Lets the driver know of the stream.
+    fn register(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            self.shared.flow().add(stream);
         }
     }
 
@@ -87,6 +95,7 @@ impl TunnelRecv {
         let result = match ready!(opening.poll(cx, &self.shared)) {
             Ok(opened) => {
                 self.stream = Some(opened.recv);
+                self.register();
                 opened.result
             }
             Err(error) => Err(error),
@@ -168,12 +177,10 @@ impl AsyncRead for TunnelRecv {
 
 impl Drop for TunnelRecv {
     fn drop(&mut self) {
-        self.shared.flow().reader_gone();
-        let Some(mut recv) = self.stream.take() else { return };
+        let Some(recv) = self.stream.take() else { return };
+        self.shared.flow().remove(&recv);
         if self.finished.get() && !self.ended && !recv.is_end_stream() {
             self.shared.linger(LingeringTunnel { recv, _slot: self.slot.take() });
-        } else {
-            self.shared.flow().abandon(&mut recv);
         }
     }
 }
