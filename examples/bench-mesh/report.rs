@@ -1,0 +1,243 @@
+//! What the runs gave: tables, targets, JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use clap::ValueEnum;
+
+use crate::load::{Load, Metric, Outcome};
+use crate::stats::{median, ratio};
+
+/// The values of all rounds, by load, path and metric.
+#[derive(Default)]
+pub(crate) struct Results {
+    values: BTreeMap<(Load, &'static str, Metric), Vec<f64>>,
+    /// KiB at the start of each path's proxies.
+    pub(crate) memory: Vec<Memory>,
+    /// With few connections open and with many: microseconds of CPU for a new connection.
+    pub(crate) open: Vec<Open>,
+    pub(crate) failed: u64,
+}
+
+pub(crate) struct Memory {
+    pub(crate) path: &'static str,
+    pub(crate) proxy: &'static str,
+    pub(crate) connections: usize,
+    pub(crate) start: f64,
+    pub(crate) open: f64,
+    /// A minute after they were closed.
+    pub(crate) after: Option<f64>,
+}
+
+pub(crate) struct Open {
+    pub(crate) path: &'static str,
+    pub(crate) connections: usize,
+    pub(crate) load: Load,
+    pub(crate) cpu: f64,
+}
+
+struct Target {
+    what: String,
+    limit: f64,
+    at_most: bool,
+    value: Option<f64>,
+}
+
+impl Results {
+    pub(crate) fn add(&mut self, load: Load, path: &'static str, outcome: Outcome) {
+        for (metric, value) in outcome.figures {
+            self.values.entry((load, path, metric)).or_default().push(value);
+        }
+        self.fail(&format!("{path}, {}", name(load)), outcome.failed, outcome.why.as_deref());
+    }
+
+    pub(crate) fn fail(&mut self, what: &str, failed: u64, why: Option<&str>) {
+        if failed > 0 {
+            self.failed += failed;
+            eprintln!("{what}: {failed} failed: {}", why.unwrap_or("unknown"));
+        }
+    }
+
+    fn rounds(&self, load: Load, path: &'static str, metric: Metric) -> Option<&[f64]> {
+        self.values.get(&(load, path, metric)).map(Vec::as_slice)
+    }
+
+    fn median(&self, load: Load, path: &'static str, metric: Metric) -> Option<f64> {
+        median(self.rounds(load, path, metric)?)
+    }
+
+    fn ratio(&self, load: Load, path: &'static str, floor: &'static str, metric: Metric) -> Option<f64> {
+        ratio(self.rounds(load, path, metric)?, self.rounds(load, floor, metric)?)
+    }
+
+    /// One table for each load: medians, and the ratios to what the path is compared to.
+    pub(crate) fn tables(&self, paths: &[(&'static str, &'static [&'static str])]) -> String {
+        let mut text = String::new();
+        for &load in Load::value_variants() {
+            if !self.values.keys().any(|(of, ..)| *of == load) {
+                continue;
+            }
+            let (unit, cpu) = if load.is_bulk() { ("Gb/s", "CPU-s/GB") } else { ("req/s", "CPU-us/req") };
+            let _ = writeln!(
+                text,
+                "\n{:<10} {unit:>9} {cpu:>11} {:>8} {:>8} {:>8}  ratios: {unit}, CPU",
+                name(load),
+                "p50 us",
+                "p99 us",
+                "p99.9 us"
+            );
+            for &(path, floors) in paths {
+                let cell = |metric, digits: usize| match self.median(load, path, metric) {
+                    Some(value) => format!("{value:.digits$}"),
+                    None => "-".into(),
+                };
+                let rate = cell(Metric::Throughput, if load.is_bulk() { 2 } else { 0 });
+                let cpu = cell(Metric::Cpu, if load.is_bulk() { 2 } else { 1 });
+                let (p50, p99, p999) = (cell(Metric::P50, 0), cell(Metric::P99, 0), cell(Metric::P999, 0));
+                let _ = write!(text, "  {path:<8} {rate:>9} {cpu:>11} {p50:>8} {p99:>8} {p999:>8} ");
+                for floor in floors {
+                    let (rate, cpu) = (Metric::Throughput, Metric::Cpu);
+                    if let Some((rate, cpu)) =
+                        self.ratio(load, path, floor, rate).zip(self.ratio(load, path, floor, cpu))
+                    {
+                        let _ = write!(text, " {rate:.2}, {cpu:.2} of {floor};");
+                    }
+                }
+                text.truncate(text.trim_end_matches([';', ' ']).len());
+                text.push('\n');
+            }
+        }
+        text + &self.memory_table() + &self.open_table()
+    }
+
+    fn memory_table(&self) -> String {
+        let mut text = String::new();
+        if !self.memory.is_empty() {
+            let _ = writeln!(
+                text,
+                "\nmemory     {:<8} {:>11} {:>12} {:>9} {:>15} {:>17}",
+                "proxy", "connections", "KiB at start", "KiB open", "KiB/connection", "KiB 1 min after"
+            );
+        }
+        for memory in &self.memory {
+            let each = (memory.open - memory.start) / memory.connections.max(1) as f64;
+            let after = memory.after.map_or("-".into(), |kib| format!("{kib:.0}"));
+            let _ = writeln!(
+                text,
+                "  {:<8} {:<8} {:>11} {:>12.0} {:>9.0} {each:>15.2} {after:>17}",
+                memory.path, memory.proxy, memory.connections, memory.start, memory.open
+            );
+        }
+        text
+    }
+
+    fn open_table(&self) -> String {
+        let mut text = String::new();
+        if !self.open.is_empty() {
+            let _ = writeln!(text, "\nopen       {:<8} {:>11} {:>11}", "load", "connections", "CPU-us/req");
+        }
+        for open in &self.open {
+            let _ =
+                writeln!(text, "  {:<8} {:<8} {:>11} {:>11.1}", open.path, name(open.load), open.connections, open.cpu);
+        }
+        text
+    }
+
+    /// What is aimed at, as far as it was measured.
+    pub(crate) fn targets(&self) -> String {
+        let mut text = String::from("\ntargets\n");
+        for target in self.all_targets() {
+            let Some(value) = target.value else { continue };
+            let met = if target.at_most { value <= target.limit } else { value >= target.limit };
+            let (bound, met) =
+                (if target.at_most { "at most" } else { "at least" }, if met { "met" } else { "NOT MET" });
+            let _ = writeln!(text, "  {:<52} {value:>7.2}  {bound:<8} {:>5.2}  {met}", target.what, target.limit);
+        }
+        text
+    }
+
+    fn all_targets(&self) -> Vec<Target> {
+        let mut targets = Vec::new();
+        for (path, floor, cpu, bulk, new, keep) in
+            [("hbone", "tcp2", 1.45, 0.8, 0.95, 0.8), ("nested", "tcp3", 1.6, 0.65, 0.8, 0.65)]
+        {
+            let mut of = |load, metric, at_most, limit| {
+                let unit = if metric == Metric::Cpu { "CPU" } else { "throughput" };
+                let value = self.ratio(load, path, floor, metric);
+                targets.push(Target {
+                    what: format!("{path} / {floor}: {}, {unit}", name(load)),
+                    limit,
+                    at_most,
+                    value,
+                });
+            };
+            for load in [Load::BulkDown, Load::BulkUp] {
+                of(load, Metric::Cpu, true, cpu);
+                of(load, Metric::Throughput, false, bulk);
+            }
+            of(Load::New, Metric::Throughput, false, new);
+            of(Load::Keep, Metric::Throughput, false, keep);
+            let p99 = |load| self.rounds(load, path, Metric::P99);
+            let value = p99(Load::RateBusy).zip(p99(Load::Rate)).and_then(|(busy, alone)| ratio(busy, alone));
+            targets.push(Target {
+                what: format!("{path}: p99 at a fixed rate, beside bulk / alone"),
+                limit: 3.0,
+                at_most: true,
+                value,
+            });
+        }
+        for memory in self.memory.iter().filter(|memory| ["hbone", "nested"].contains(&memory.path)) {
+            let (path, proxy) = (memory.path, memory.proxy);
+            let mut of = |what: &str, limit, value| {
+                targets.push(Target { what: format!("{path}, {proxy}: {what}"), limit, at_most: true, value });
+            };
+            let each = (memory.open - memory.start) / memory.connections.max(1) as f64;
+            of("KiB of an idle tunnel", 4.0, Some(each));
+            of("MiB at start", 12.0, Some(memory.start / 1024.0));
+            of("a minute after the connections / start", 1.3, memory.after.map(|after| after / memory.start));
+        }
+        for many in &self.open {
+            let of_same = |open: &&Open| open.path == many.path && open.load == many.load;
+            let Some(few) = self.open.iter().find(of_same).filter(|few| few.connections < many.connections) else {
+                continue;
+            };
+            let what = format!(
+                "{}: CPU, {}, {} open / {} open",
+                many.path,
+                name(many.load),
+                many.connections,
+                few.connections
+            );
+            targets.push(Target { what, limit: 1.2, at_most: true, value: Some(many.cpu / few.cpu) });
+        }
+        targets
+    }
+
+    /// All values of all rounds, one object for each series.
+    pub(crate) fn json(&self) -> String {
+        let mut rows = Vec::new();
+        for ((load, path, metric), values) in &self.values {
+            let values: Vec<String> = values.iter().map(|value| format!("{value:.4}")).collect();
+            let metric = format!("{metric:?}").to_lowercase();
+            let load = name(*load);
+            rows.push(format!(
+                r#"{{"load":"{load}","path":"{path}","metric":"{metric}","rounds":[{}]}}"#,
+                values.join(",")
+            ));
+        }
+        for Memory { path, proxy, connections, start, open, after } in &self.memory {
+            let after = after.map_or("null".into(), |kib| format!("{kib}"));
+            rows.push(format!(r#"{{"path":"{path}","proxy":"{proxy}","connections":{connections},"kib_start":{start},"kib_open":{open},"kib_after":{after}}}"#));
+        }
+        for Open { path, connections, load, cpu } in &self.open {
+            let load = name(*load);
+            rows.push(format!(r#"{{"load":"{load}","path":"{path}","open":{connections},"cpu":{cpu:.4}}}"#));
+        }
+        format!("{{\"failed\":{},\"results\":[\n{}\n]}}", self.failed, rows.join(",\n"))
+    }
+}
+
+/// As on the command line.
+pub(crate) fn name(load: Load) -> String {
+    load.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}

@@ -1,0 +1,191 @@
+//! What runs in processes of its own beside the proxies: the application, and the relays that the proxies are compared to.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Subcommand;
+use hbone::tls::{Acceptor, Connector, Credentials};
+use hbone::{AcceptedIdentities, Config, SpiffeId, TrustDomains};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use crate::Failure;
+
+/// As many connections as may wait to be accepted.
+const BACKLOG: u32 = 4096;
+pub(crate) const CHUNK: usize = 256 << 10;
+
+/// What a connection is for: its first byte, with two numbers after it.
+pub(crate) const DOWNLOAD: u8 = b'D';
+pub(crate) const UPLOAD: u8 = b'U';
+pub(crate) const ECHO: u8 = b'E';
+pub(crate) const ONCE: u8 = b'O';
+
+/// The first bytes of a connection: its kind, and the sizes of a request and of its response.
+pub(crate) fn head(kind: u8, request: u32, response: u32) -> [u8; 9] {
+    let mut head = [kind; 9];
+    head[1..5].copy_from_slice(&request.to_be_bytes());
+    head[5..].copy_from_slice(&response.to_be_bytes());
+    head
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Role {
+    /// The application behind all paths
+    #[command(hide = true)]
+    Server { listen: Vec<SocketAddr> },
+    /// Copies bytes, and nothing else
+    #[command(hide = true)]
+    TcpRelay { listen: SocketAddr, upstream: SocketAddr },
+    /// Takes TCP, and gives mutual TLS: a session for each connection
+    #[command(hide = true)]
+    TlsClient { listen: SocketAddr, upstream: SocketAddr, files: PathBuf },
+    /// Takes mutual TLS, and gives TCP
+    #[command(hide = true)]
+    TlsServer { listen: SocketAddr, upstream: SocketAddr, files: PathBuf },
+}
+
+impl Role {
+    /// Runs until the process is killed.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        // The application is to take as little of the machine as it can; the relays get what the proxies have.
+        let runtime = match self {
+            Self::Server { .. } => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+            _ => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
+        };
+        runtime?.block_on(self.listen())
+    }
+
+    async fn listen(self) -> Result<(), Failure> {
+        match self {
+            Self::Server { listen } => {
+                let listeners = listen.into_iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+                println!("ready");
+                let served = listeners.into_iter().map(|listener| tokio::spawn(each(listener, serve)));
+                futures_util::future::join_all(served).await;
+            }
+            Self::TcpRelay { listen, upstream } => {
+                let listener = bind(listen)?;
+                println!("ready");
+                each(listener, move |mut near| async move {
+                    copy_bidirectional(&mut near, &mut dial(upstream).await?).await.map(|_| ())
+                })
+                .await;
+            }
+            Self::TlsClient { listen, upstream, files } => {
+                let credentials = Arc::new(credentials(&files, "client")?);
+                let connector = Connector::new(credentials, Arc::new(Config::new()));
+                let accepted = AcceptedIdentities::from(identity("server")?);
+                let listener = bind(listen)?;
+                println!("ready");
+                each(listener, move |mut near| {
+                    let (connector, accepted) = (connector.clone(), accepted.clone());
+                    async move {
+                        let tcp = dial(upstream).await?;
+                        let mut far = connector.connect(tcp, &accepted).await.map_err(io::Error::other)?;
+                        copy_bidirectional(&mut near, &mut far).await.map(|_| ())
+                    }
+                })
+                .await;
+            }
+            Self::TlsServer { listen, upstream, files } => {
+                let credentials = Arc::new(credentials(&files, "server")?);
+                let trusted = TrustDomains::new("cluster.local".parse()?);
+                let acceptor = Acceptor::new(credentials, trusted, Arc::new(Config::new()));
+                let listener = bind(listen)?;
+                println!("ready");
+                each(listener, move |near| {
+                    let acceptor = acceptor.clone();
+                    async move {
+                        let mut near = acceptor.accept(near).await.map_err(io::Error::other)?;
+                        copy_bidirectional(&mut near, &mut dial(upstream).await?).await.map(|_| ())
+                    }
+                })
+                .await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The identity of one of the service accounts that everything here runs under.
+pub(crate) fn identity(service_account: &str) -> Result<SpiffeId, Failure> {
+    Ok(SpiffeId::new("cluster.local".parse()?, "default", service_account)?)
+}
+
+fn credentials(files: &std::path::Path, name: &str) -> Result<Credentials, Failure> {
+    let file = |kind: &str| files.join(format!("{name}.{kind}"));
+    Ok(Credentials::from_pem_files(&file("pem"), &file("key"), &files.join("ca.pem"))?)
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    let listen = || {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    Ok(listen().map_err(|e: io::Error| format!("listening at {address}: {e}"))?)
+}
+
+async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Serves each connection by a task of its own. Who opened one that fails counts it.
+async fn each<F>(listener: TcpListener, serve: impl Fn(TcpStream) -> F)
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let _ = stream.set_nodelay(true);
+                tokio::spawn(serve(stream));
+            }
+            // Mostly for lack of file descriptors: some have to be closed first.
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+        }
+    }
+}
+
+async fn serve(mut stream: TcpStream) -> io::Result<()> {
+    let mut first = [0; 9];
+    stream.read_exact(&mut first).await?;
+    let [kind, a, b, c, d, e, f, g, h] = first;
+    let (request, response) = (u32::from_be_bytes([a, b, c, d]) as usize, u32::from_be_bytes([e, f, g, h]) as usize);
+    match kind {
+        DOWNLOAD => {
+            let chunk = vec![0x5a; CHUNK];
+            loop {
+                stream.write_all(&chunk).await?;
+            }
+        }
+        UPLOAD => {
+            let mut buffer = vec![0; CHUNK];
+            let mut total = 0;
+            loop {
+                match stream.read(&mut buffer).await? {
+                    0 => break,
+                    n => total += n as u64,
+                }
+            }
+            stream.write_u64(total).await
+        }
+        ECHO | ONCE => {
+            let (mut buffer, answer) = (vec![0; request], vec![0x5a; response]);
+            loop {
+                stream.read_exact(&mut buffer).await?;
+                stream.write_all(&answer).await?;
+                if kind == ONCE {
+                    return stream.shutdown().await;
+                }
+            }
+        }
+        other => Err(io::Error::other(format!("unknown kind of connection {other}"))),
+    }
+}
