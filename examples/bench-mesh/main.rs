@@ -132,6 +132,8 @@ async fn run(args: &Args, time: Duration) -> Result<bool, Failure> {
     Ok(results.failed == 0)
 }
 
+const FEW: usize = 100;
+
 /// The memory of the proxies: at their start, with connections open, and a minute after those were closed.
 async fn memory(world: &World, connections: usize, burst: bool, results: &mut Results) -> Result<(), Failure> {
     let first = results.memory.len();
@@ -141,13 +143,16 @@ async fn memory(world: &World, connections: usize, burst: bool, results: &mut Re
             continue;
         }
         eprintln!("{}: {connections} connections", route.name);
-        let held = hold(route.address, connections).await;
+        // What is needed for the first ones, such as the tunnels' own connection, is not what one more costs.
+        let few = hold(route.address, FEW.min(connections / 2)).await;
+        let some = route.memory()?;
+        let held = hold(route.address, connections - few.connections.len()).await;
         results.fail(&format!("{}, {connections} connections", route.name), held.failed, held.why.as_deref());
         // Until what they needed to open is returned.
         tokio::time::sleep(Duration::from_secs(2)).await;
-        for ((proxy, start), (_, open)) in before.into_iter().zip(route.memory()?) {
-            let path = route.name;
-            results.memory.push(Memory { path, proxy, connections: held.connections.len(), start, open, after: None });
+        for (((proxy, start), (_, few)), (_, open)) in before.into_iter().zip(some).zip(route.memory()?) {
+            let (path, each) = (route.name, (open - few) / held.connections.len().max(1) as f64);
+            results.memory.push(Memory { path, proxy, connections, start, open, each, after: None });
         }
     }
     if burst {

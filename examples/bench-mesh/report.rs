@@ -12,7 +12,7 @@ use crate::stats::{median, ratio};
 #[derive(Default)]
 pub(crate) struct Results {
     values: BTreeMap<(Load, &'static str, Metric), Vec<f64>>,
-    /// KiB at the start of each path's proxies.
+    /// Of each path's proxies.
     pub(crate) memory: Vec<Memory>,
     /// With few connections open and with many: microseconds of CPU for a new connection.
     pub(crate) open: Vec<Open>,
@@ -23,8 +23,11 @@ pub(crate) struct Memory {
     pub(crate) path: &'static str,
     pub(crate) proxy: &'static str,
     pub(crate) connections: usize,
+    /// KiB.
     pub(crate) start: f64,
     pub(crate) open: f64,
+    /// For each connection more.
+    pub(crate) each: f64,
     /// A minute after they were closed.
     pub(crate) after: Option<f64>,
 }
@@ -120,12 +123,11 @@ impl Results {
             );
         }
         for memory in &self.memory {
-            let each = (memory.open - memory.start) / memory.connections.max(1) as f64;
             let after = memory.after.map_or("-".into(), |kib| format!("{kib:.0}"));
             let _ = writeln!(
                 text,
-                "  {:<8} {:<8} {:>11} {:>12.0} {:>9.0} {each:>15.2} {after:>17}",
-                memory.path, memory.proxy, memory.connections, memory.start, memory.open
+                "  {:<8} {:<8} {:>11} {:>12.0} {:>9.0} {:>15.2} {after:>17}",
+                memory.path, memory.proxy, memory.connections, memory.start, memory.open, memory.each
             );
         }
         text
@@ -191,8 +193,7 @@ impl Results {
             let mut of = |what: &str, limit, value| {
                 targets.push(Target { what: format!("{path}, {proxy}: {what}"), limit, at_most: true, value });
             };
-            let each = (memory.open - memory.start) / memory.connections.max(1) as f64;
-            of("KiB of an idle tunnel", 4.0, Some(each));
+            of("KiB of an idle tunnel", 4.0, Some(memory.each));
             of("MiB at start", 12.0, Some(memory.start / 1024.0));
             of("a minute after the connections / start", 1.3, memory.after.map(|after| after / memory.start));
         }
@@ -225,9 +226,9 @@ impl Results {
                 values.join(",")
             ));
         }
-        for Memory { path, proxy, connections, start, open, after } in &self.memory {
+        for Memory { path, proxy, connections, start, open, each, after } in &self.memory {
             let after = after.map_or("null".into(), |kib| format!("{kib}"));
-            rows.push(format!(r#"{{"path":"{path}","proxy":"{proxy}","connections":{connections},"kib_start":{start},"kib_open":{open},"kib_after":{after}}}"#));
+            rows.push(format!(r#"{{"path":"{path}","proxy":"{proxy}","connections":{connections},"kib_start":{start},"kib_open":{open},"kib_each":{each:.3},"kib_after":{after}}}"#));
         }
         for Open { path, connections, load, cpu } in &self.open {
             let load = name(*load);
