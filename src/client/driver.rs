@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::conn::{Shared, Transport, Upkeep, driver_result};
+use crate::conn::{Outbox, Shared, Transport, Upkeep, driver_result};
 use crate::error::Result;
 use crate::tunnel::Slots;
 
@@ -20,6 +20,7 @@ use crate::tunnel::Slots;
 #[must_use = "nothing moves unless the driver is polled"]
 pub struct Driver<IO> {
     connection: h2::client::Connection<Transport<IO>, Bytes>,
+    outbox: Outbox<IO>,
     upkeep: Upkeep,
     slots: Arc<Slots>,
     shared: Arc<Shared>,
@@ -31,11 +32,12 @@ where
 {
     pub(super) fn new(
         connection: h2::client::Connection<Transport<IO>, Bytes>,
+        outbox: Outbox<IO>,
         upkeep: Upkeep,
         slots: Arc<Slots>,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { connection, upkeep, slots, shared }
+        Self { connection, outbox, upkeep, slots, shared }
     }
 }
 
@@ -52,6 +54,7 @@ where
             return Poll::Ready(Err(error));
         }
         this.upkeep.resize(cx, &this.shared, |window| this.connection.set_initial_window_size(window));
+        this.outbox.hold();
         let result = Pin::new(&mut this.connection).poll(cx);
         // The peer may change its limit at any time, and tells it first right after the handshake.
         this.slots.set_peer_limit(this.connection.max_concurrent_send_streams());
@@ -61,6 +64,7 @@ where
         match result {
             Poll::Pending => {
                 this.upkeep.resize(cx, &this.shared, |window| this.connection.set_initial_window_size(window));
+                this.outbox.send(cx);
                 Poll::Pending
             }
             Poll::Ready(result) => {

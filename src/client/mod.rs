@@ -108,6 +108,7 @@ impl Builder {
         let Self { config, peer, hop } = self;
         let shared = Shared::new(peer, Some(hop));
         let transport = Transport::new(io, shared.clone(), config.linger_timeout, Side::Local);
+        let outbox = transport.outbox();
         let starting = client_builder(&config).handshake(transport);
         let (requests, mut connection) = match timeout(config.http2_timeout, starting).await {
             Ok(Ok(started)) => started,
@@ -118,7 +119,7 @@ impl Builder {
         };
         let slots = Slots::new(config.max_tunnels as usize, requests.current_max_send_streams());
         let upkeep = Upkeep::new(&config, connection.ping_pong());
-        let driver = Driver::new(connection, upkeep, slots.clone(), shared.clone());
+        let driver = Driver::new(connection, outbox, upkeep, slots.clone(), shared.clone());
         Ok((Client { requests, slots, shared, config, hop }, driver))
     }
 }

@@ -25,7 +25,7 @@ use keepalive::{Keepalive, Pinger};
 pub(crate) use linger::LingeringTunnel;
 use linger::{LingerQueue, Lingering};
 pub(crate) use settings::{client_builder, server_builder};
-pub(crate) use transport::Transport;
+pub(crate) use transport::{Outbox, Transport};
 use window::Window;
 
 const DRIVING: &str = "driving the connection";

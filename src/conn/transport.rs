@@ -2,10 +2,11 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
@@ -21,18 +22,42 @@ const MAX_DISCARD: usize = 1 << 20;
 /// ahead of them: memory that is cold, and given back to the system and fetched again, by the time it is used.
 const READ_BURST: usize = 128 << 10;
 
+/// Frames are put together up to this size, which is that of a TLS record. Larger ones are not copied.
+const COALESCED: usize = 16 << 10;
+
+/// More than HTTP/2 writes at a time: the head of a frame and its payload.
+const MOST_SLICES: usize = 8;
+
+/// What HTTP/2 reads from and writes to.
+///
+/// HTTP/2 flushes after each frame. While an [`Outbox`] is held, that does nothing: the frames of many tunnels then leave
+/// together when the driver is done, in as few TLS records and system calls as they fit in.
+#[derive(Debug)]
+pub(crate) struct Transport<IO>(Arc<Mutex<Wire<IO>>>);
+
+/// The driver's hold on what HTTP/2 has written.
+#[derive(Debug)]
+pub(crate) struct Outbox<IO>(Arc<Mutex<Wire<IO>>>);
+
 /// Watches over a byte stream for its connection: counts signs of life, notes why it failed, and closes it in order.
 ///
 /// Closing waits for the peer's end, up to the linger timeout. Closing a socket with unread bytes makes the kernel answer
 /// with a reset, which can destroy what was sent last on its way.
 #[derive(Debug)]
-pub(crate) struct Transport<IO> {
+struct Wire<IO> {
     io: IO,
     shared: Arc<Shared>,
     linger_timeout: Duration,
     burst_left: usize,
     incoming: GoAwayScanner,
     outgoing: GoAwayScanner,
+    /// Small frames that wait for others to leave with.
+    small: BytesMut,
+    /// Something was written since the last flush.
+    unflushed: bool,
+    held: bool,
+    /// Why what was held could not be sent, until HTTP/2 has been told.
+    broken: Option<io::Error>,
     closing: Closing,
 }
 
@@ -46,18 +71,55 @@ enum Closing {
 impl<IO> Transport<IO> {
     /// `client` says which side is the client, whose bytes begin with a preface.
     pub(crate) fn new(io: IO, shared: Arc<Shared>, linger_timeout: Duration, client: Side) -> Self {
-        Self {
+        Self(Arc::new(Mutex::new(Wire {
             io,
             shared,
             linger_timeout,
             burst_left: READ_BURST,
             incoming: GoAwayScanner::new(client == Side::Remote),
             outgoing: GoAwayScanner::new(client == Side::Local),
+            small: BytesMut::new(),
+            unflushed: false,
+            held: false,
+            broken: None,
             closing: Closing::Open,
-        }
+        })))
     }
 
+    pub(crate) fn outbox(&self) -> Outbox<IO> {
+        Outbox(self.0.clone())
+    }
+}
+
+/// One task has both, so that nobody ever waits for the lock.
+fn lock<IO>(wire: &Mutex<Wire<IO>>) -> MutexGuard<'_, Wire<IO>> {
+    wire.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Outbox<IO> {
+    /// Lets frames wait for each other until [`Outbox::send`]. To be called before HTTP/2 is polled.
+    pub(crate) fn hold(&self) {
+        lock(&self.0).held = true;
+    }
+
+    /// Sends what HTTP/2 has written since, as far as it can be sent now. When there is room for the rest, the task is woken.
+    pub(crate) fn send(&self, cx: &mut Context<'_>) {
+        let mut wire = lock(&self.0);
+        wire.held = false;
+        if !wire.unflushed {
+            return;
+        }
+        if let Poll::Ready(Err(e)) = wire.poll_flush(cx) {
+            wire.broken = Some(e);
+            // HTTP/2 finds out when it is polled.
+            cx.waker().wake_by_ref();
+        }
+    }
+}
+
+impl<IO> Wire<IO> {
     fn written<'a>(&mut self, pieces: impl IntoIterator<Item = &'a [u8]>, mut written: usize) {
+        self.unflushed = true;
         for piece in pieces {
             let piece = &piece[..piece.len().min(written)];
             written -= piece.len();
@@ -81,7 +143,7 @@ impl<IO> Transport<IO> {
     }
 }
 
-impl<IO: AsyncRead + Unpin> Transport<IO> {
+impl<IO: AsyncRead + Unpin> Wire<IO> {
     /// Notes why writing failed. A peer that turns us away says so and closes; what is written after that fails because
     /// nobody is there, and why is still to be read. HTTP/2 reads no more after a write that failed.
     fn note_write<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -110,10 +172,11 @@ impl<IO: AsyncRead + Unpin> Transport<IO> {
         }
         None
     }
-}
 
-impl<IO: AsyncRead + Unpin> AsyncRead for Transport<IO> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(e) = self.broken.take() {
+            return Poll::Ready(Err(e));
+        }
         if self.burst_left == 0 {
             self.burst_left = READ_BURST;
             cx.waker().wake_by_ref();
@@ -133,53 +196,72 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Transport<IO> {
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.io).poll_write(cx, buf);
-        if let Poll::Ready(Ok(n)) = result {
-            self.written([buf], n);
+impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
+    fn poll_write(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if let Some(e) = self.broken.take() {
+            return Poll::Ready(Err(e));
         }
-        self.note_write(cx, result)
+        let len: usize = bufs.iter().map(|buf| buf.len()).sum();
+        let written = loop {
+            if self.small.len() + len <= COALESCED {
+                bufs.iter().for_each(|buf| self.small.extend_from_slice(buf));
+                break len;
+            }
+            // What waits leaves with the rest.
+            let mut slices = [IoSlice::new(&[]); MOST_SLICES];
+            slices[0] = IoSlice::new(&self.small);
+            let count = bufs.len().min(MOST_SLICES - 1);
+            slices[1..=count].copy_from_slice(&bufs[..count]);
+            let result = Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..=count]);
+            let written = match ready!(self.note_write(cx, result))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => n,
+            };
+            let waited = self.small.len().min(written);
+            self.small.advance(waited);
+            if written > waited {
+                break written - waited;
+            }
+        };
+        self.written(bufs.iter().map(|buf| &**buf), written);
+        Poll::Ready(Ok(written))
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        if let Poll::Ready(Ok(n)) = result {
-            self.written(bufs.iter().map(|buf| &**buf), n);
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.small.is_empty() {
+            let result = Pin::new(&mut self.io).poll_write(cx, &self.small);
+            match ready!(self.note_write(cx, result))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.small.advance(n),
+            }
         }
-        self.note_write(cx, result)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Idle connections are many.
+        self.small = BytesMut::new();
         let result = Pin::new(&mut self.io).poll_flush(cx);
-        self.note_write(cx, result)
+        ready!(self.note_write(cx, result))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            match &mut this.closing {
+            match &mut self.closing {
                 Closing::Open => {
+                    if self.unflushed {
+                        ready!(self.poll_flush(cx))?;
+                    }
                     // The peer may be gone already; all that was to be said has been flushed before.
-                    if ready!(Pin::new(&mut this.io).poll_shutdown(cx)).is_err() {
-                        this.closing = Closing::Closed;
+                    if ready!(Pin::new(&mut self.io).poll_shutdown(cx)).is_err() {
+                        self.closing = Closing::Closed;
                     } else {
-                        let deadline = Box::pin(sleep(this.linger_timeout));
-                        this.closing = Closing::Discarding { deadline, left: MAX_DISCARD };
+                        let deadline = Box::pin(sleep(self.linger_timeout));
+                        self.closing = Closing::Discarding { deadline, left: MAX_DISCARD };
                     }
                 }
                 Closing::Discarding { deadline, left } => {
                     let mut scratch = [0; 4096];
                     let mut buf = ReadBuf::new(&mut scratch);
-                    let ended = match Pin::new(&mut this.io).poll_read(cx, &mut buf) {
+                    let ended = match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
                         Poll::Ready(Ok(())) => {
                             *left = left.saturating_sub(buf.filled().len());
                             buf.filled().is_empty() || *left == 0
@@ -191,11 +273,44 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
                         }
                     };
                     if ended {
-                        this.closing = Closing::Closed;
+                        self.closing = Closing::Closed;
                     }
                 }
                 Closing::Closed => return Poll::Ready(Ok(())),
             }
         }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Transport<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        lock(&self.0).poll_read(cx, buf)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        lock(&self.0).poll_write(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        lock(&self.0).poll_write(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        lock(&self.0).io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut wire = lock(&self.0);
+        if wire.held { Poll::Ready(Ok(())) } else { wire.poll_flush(cx) }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        lock(&self.0).poll_shutdown(cx)
     }
 }

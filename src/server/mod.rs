@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::authority::{Authority, AuthorityError};
 use crate::config::Config;
-use crate::conn::{Shared, Transport, Upkeep, driver_result, server_builder};
+use crate::conn::{Outbox, Shared, Transport, Upkeep, driver_result, server_builder};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::refusal::{Refusal, RefusalReason};
@@ -26,6 +26,7 @@ use incoming::refuse;
 /// until it returns `None`, and serve the tunnels elsewhere. Dropping it breaks the connection.
 pub struct Server<IO> {
     connection: h2::server::Connection<Transport<IO>, Bytes>,
+    outbox: Outbox<IO>,
     upkeep: Upkeep,
     shared: Arc<Shared>,
     ended: bool,
@@ -82,6 +83,7 @@ impl Builder {
         let Self { config, peer } = self;
         let shared = Shared::new(peer, None);
         let transport = Transport::new(io, shared.clone(), config.linger_timeout, Side::Remote);
+        let outbox = transport.outbox();
         let mut connection = match timeout(config.http2_timeout, server_builder(&config).handshake(transport)).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(e)) => return Err(shared.explain(e, Layer::Http2, DOING)),
@@ -90,7 +92,7 @@ impl Builder {
             }
         };
         let upkeep = Upkeep::new(&config, connection.ping_pong());
-        Ok(Server { connection, upkeep, shared, ended: false })
+        Ok(Server { connection, outbox, upkeep, shared, ended: false })
     }
 }
 
@@ -121,9 +123,11 @@ where
                 return Poll::Ready(Some(Err(error)));
             }
             self.upkeep.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
+            self.outbox.hold();
             match self.connection.poll_accept(cx) {
                 Poll::Pending => {
                     self.upkeep.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
+                    self.outbox.send(cx);
                     return Poll::Pending;
                 }
                 Poll::Ready(None) => {

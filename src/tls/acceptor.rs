@@ -58,7 +58,10 @@ impl Acceptor {
     {
         let handshake = tokio_rustls::TlsAcceptor::from(self.server_config()?).accept(io).into_fallible();
         match timeout(self.config.tls_timeout, handshake).await {
-            Ok(Ok(stream)) => TlsStream::new(stream.into()),
+            Ok(Ok(stream)) => {
+                let (io, connection) = stream.into_inner();
+                TlsStream::new(io, connection.into())
+            }
             Ok(Err((e, mut io))) => {
                 if classify(&e).is_some() {
                     // The client sends its first requests together with the certificate that is rejected: closing with

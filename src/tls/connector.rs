@@ -72,7 +72,10 @@ impl Connector {
             () = late => return Err((timed_out(), None)),
         };
         match done {
-            Ok(stream) => TlsStream::new(stream.into()).map_err(|error| (error, None)),
+            Ok(stream) => {
+                let (io, connection) = stream.into_inner();
+                TlsStream::new(io, connection.into()).map_err(|error| (error, None))
+            }
             Err((e, mut io)) => {
                 if classify(&e).is_some() {
                     // Dropping a tunnel would throw away the alert that tells the server why.

@@ -7,6 +7,7 @@ mod acceptor;
 mod connector;
 mod credentials;
 mod provider;
+mod session;
 mod stream;
 mod verify;
 

@@ -5,24 +5,23 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use rustls::{AlertDescription, CertificateError, OtherError};
+use rustls::{AlertDescription, CertificateError, Connection, OtherError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::ALPN_H2;
+use super::session::Session;
 use super::verify::{IdentityError, spiffe_id};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::io::Stream;
 
-/// What is encrypted and handed to the byte stream below in one piece: a whole HTTP/2 frame with its header. rustls' own
-/// limit of 64 KiB would cut the tail off a frame of 64 KiB and send it in a write of its own.
-const WRITE_BUFFER: usize = 256 << 10;
-
 /// A byte stream inside TLS 1.3 with ALPN `h2`, whose peer has proved its identity.
 ///
-/// Shutting it down sends `close_notify`. Dropping it does not, and its peer then sees an unexpected end.
+/// What is written is encrypted at once and sent with the next flush, or when 256 KiB of it are waiting: flush when there is
+/// nothing more to write for now. Shutting it down sends `close_notify`. Dropping it does not, and its peer then sees an
+/// unexpected end.
 pub struct TlsStream<IO> {
-    inner: tokio_rustls::TlsStream<IO>,
+    session: Session<IO>,
     peer: SpiffeId,
 }
 
@@ -31,16 +30,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send> Stream for TlsStream<IO> {}
 
 impl<IO> TlsStream<IO> {
     /// Checks what TLS itself leaves open: that ALPN was used, and who the peer is.
-    pub(super) fn new(mut inner: tokio_rustls::TlsStream<IO>) -> Result<Self> {
-        match &mut inner {
-            tokio_rustls::TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER)),
-            tokio_rustls::TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER)),
-        }
-        let (_, session) = inner.get_ref();
-        if session.alpn_protocol() != Some(ALPN_H2) {
+    pub(super) fn new(io: IO, connection: Connection) -> Result<Self> {
+        if connection.alpn_protocol() != Some(ALPN_H2) {
             return Err(failed(ErrorKind::Protocol, Side::Remote).with_source("the peer did not agree to ALPN h2"));
         }
-        let certificate = session.peer_certificates().and_then(|chain| chain.first());
+        let certificate = connection.peer_certificates().and_then(|chain| chain.first());
         let peer = match certificate.map(spiffe_id) {
             Some(Ok(peer)) => peer,
             Some(Err(e)) => return Err(failed(ErrorKind::CertificateInvalid, Side::Remote).with_source(e)),
@@ -48,7 +42,7 @@ impl<IO> TlsStream<IO> {
                 return Err(failed(ErrorKind::CertificateInvalid, Side::Remote).with_source("the peer sent none"));
             }
         };
-        Ok(Self { inner, peer })
+        Ok(Self { session: Session::new(io, connection), peer })
     }
 
     /// Who the peer has proved to be.
@@ -58,7 +52,7 @@ impl<IO> TlsStream<IO> {
 
     /// The byte stream below. Reading from or writing to it breaks the session.
     pub fn get_ref(&self) -> &IO {
-        self.inner.get_ref().0
+        self.session.get_ref()
     }
 }
 
@@ -70,13 +64,13 @@ impl<IO> fmt::Debug for TlsStream<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        self.session.poll_read(cx, buf)
     }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        self.session.poll_write(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -84,19 +78,19 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        self.session.poll_write(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        self.session.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        self.session.poll_shutdown(cx)
     }
 }
 
