@@ -107,9 +107,10 @@ struct Inner {
     name: String,
     pool: Pool,
     source: Source,
+    credentials: Arc<dyn CredentialSource>,
     balance: Arc<dyn Balance>,
     settings: ConnectorConfig,
-    health: Mutex<Outliers<HealthKey>>,
+    health: Arc<Mutex<Outliers<HealthKey>>>,
     trace_ids: Mutex<fastrand::Rng>,
 }
 
@@ -207,18 +208,38 @@ impl Connector {
         balance: Arc<dyn Balance>,
         settings: ConnectorConfig,
     ) -> Result<Self> {
-        let own = mesh.borrow().workload_named(namespace, name).map(|workload| workload.baggage());
-        let metadata = own.map(|own| Metadata::default().with_baggage(own)).unwrap_or_default();
-        let source = pool.source(credentials, metadata)?;
+        let source = source(&mesh, namespace, name, pool, &credentials)?;
         Ok(Self(Arc::new(Inner {
             mesh,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             pool: pool.clone(),
             source,
+            credentials,
             balance,
-            health: Mutex::new(Outliers::new(settings.outliers.clone())),
+            health: Arc::new(Mutex::new(Outliers::new(settings.outliers.clone()))),
             settings,
+            trace_ids: Mutex::new(fastrand::Rng::new()),
+        })))
+    }
+
+    /// The same over another pool, such as one of another thread. The two share what they learn of endpoints, and the balancer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connector::new`].
+    pub fn with_pool(&self, pool: &Pool) -> Result<Self> {
+        let Inner { mesh, namespace, name, credentials, balance, settings, health, .. } = &*self.0;
+        Ok(Self(Arc::new(Inner {
+            source: source(mesh, namespace, name, pool, credentials)?,
+            mesh: mesh.clone(),
+            namespace: namespace.clone(),
+            name: name.clone(),
+            pool: pool.clone(),
+            credentials: credentials.clone(),
+            balance: balance.clone(),
+            settings: settings.clone(),
+            health: health.clone(),
             trace_ids: Mutex::new(fastrand::Rng::new()),
         })))
     }
@@ -235,6 +256,18 @@ impl Connector {
     pub async fn connect(&self, target: &Authority, from: Option<SocketAddr>) -> Result<Connected> {
         self.0.connect(target, from).await.map_err(|e| e.with_target(target))
     }
+}
+
+fn source(
+    mesh: &MeshWatch,
+    namespace: &str,
+    name: &str,
+    pool: &Pool,
+    credentials: &Arc<dyn CredentialSource>,
+) -> Result<Source> {
+    let own = mesh.borrow().workload_named(namespace, name).map(|workload| workload.baggage());
+    let metadata = own.map(|own| Metadata::default().with_baggage(own)).unwrap_or_default();
+    pool.source(credentials.clone(), metadata)
 }
 
 impl Inner {

@@ -1,6 +1,6 @@
 //! What runs in processes of its own beside the proxies: the application, and the relays that the proxies are compared to.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -159,22 +159,11 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
     let [kind, a, b, c, d, e, f, g, h] = first;
     let (request, response) = (u32::from_be_bytes([a, b, c, d]) as usize, u32::from_be_bytes([e, f, g, h]) as usize);
     match kind {
-        DOWNLOAD => {
-            let chunk = vec![0x5a; CHUNK];
-            loop {
-                stream.write_all(&chunk).await?;
-            }
-        }
-        UPLOAD => {
-            let mut buffer = vec![0; CHUNK];
-            let mut total = 0;
-            loop {
-                match stream.read(&mut buffer).await? {
-                    0 => break,
-                    n => total += n as u64,
-                }
-            }
-            stream.write_u64(total).await
+        DOWNLOAD | UPLOAD => {
+            // By a thread of its own: the requests beside it are not to wait for the application.
+            let stream = stream.into_std()?;
+            stream.set_nonblocking(false)?;
+            tokio::task::spawn_blocking(move || bulk(stream, kind)).await?
         }
         ECHO | ONCE => {
             let (mut buffer, answer) = (vec![0; request], vec![0x5a; response]);
@@ -187,5 +176,20 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
             }
         }
         other => Err(io::Error::other(format!("unknown kind of connection {other}"))),
+    }
+}
+
+fn bulk(mut stream: std::net::TcpStream, kind: u8) -> io::Result<()> {
+    let mut chunk = vec![0x5a; CHUNK];
+    let mut total = 0;
+    loop {
+        if kind == DOWNLOAD {
+            stream.write_all(&chunk)?;
+            continue;
+        }
+        match stream.read(&mut chunk)? {
+            0 => return stream.write_all(&u64::to_be_bytes(total)),
+            n => total += n as u64,
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use hbone::balance::health::OutlierConfig;
 use hbone::connector::MeshWatch;
 use hbone::drain::{Drain, Watch};
 use hbone::mesh::Snapshot;
-use hbone::proxy::tcp;
+use hbone::proxy::{Workers, tcp};
 use hbone::tls::Credentials;
 use hbone::{TrustDomain, TrustDomains};
 use http_body_util::Full;
@@ -25,6 +26,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
+
+/// As ztunnel: a proxy is to leave the machine to the applications.
+const MOST_THREADS: NonZeroUsize = NonZeroUsize::new(2).expect("more than none");
 
 /// What each proxy is started with.
 #[derive(clap::Args, Debug)]
@@ -47,6 +51,9 @@ pub(crate) struct Common {
     /// Serves /healthz/ready
     #[arg(long, value_name = "ADDR")]
     admin: Option<SocketAddr>,
+    /// How many threads move the bytes. Default: one for each core, and two at most
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
     /// How long running connections may take to finish when stopped
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     drain: u64,
@@ -110,6 +117,12 @@ impl Common {
         Ok(Loaded { snapshot, mesh, credentials, trusted })
     }
 
+    /// The threads that everything but this one's work is done on.
+    pub(crate) fn workers(&self) -> hbone::Result<Workers> {
+        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Workers::start(self.threads.unwrap_or(cores.min(MOST_THREADS)))
+    }
+
     /// Says that all listeners are up, waits for a signal, and drains.
     pub(crate) async fn run(&self, mut tasks: JoinSet<()>, drain: Drain, watch: Watch) -> Result<(), Box<dyn Error>> {
         let draining = Arc::new(AtomicBool::new(false));
@@ -144,7 +157,8 @@ where
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // Only for what comes and goes seldom: workers have runtimes of their own.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
             eprintln!("error: starting the runtime: {e}");

@@ -57,17 +57,22 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let gateway = set(gateway, args.attempts.map(usize::from), Gateway::with_attempts);
     let gateway = set(gateway, args.attempt_timeout, Gateway::with_attempt_timeout);
 
+    let workers = args.common.workers()?;
     let (drain, watch) = drain::channel();
     let mut tasks = JoinSet::new();
     let listener = tcp::listen(args.listen)?;
     tracing::info!(address = %listener.local_addr()?, "gateway");
-    tasks.spawn(tcp::accept_each(listener, watch.clone(), move |stream, peer, drain| {
-        let gateway = gateway.clone();
-        async move {
-            if let Err(error) = gateway.serve(stream, Some(peer), &drain).await {
-                tracing::warn!(%error, "connection");
+    let (runtimes, watching) = (workers.handles().to_vec(), watch.clone());
+    tasks.spawn(async move {
+        let serve = move |stream, peer, drain| {
+            let gateway = gateway.clone();
+            async move {
+                if let Err(error) = gateway.serve(stream, Some(peer), &drain).await {
+                    tracing::warn!(%error, "connection");
+                }
             }
-        }
-    }));
+        };
+        tcp::accept_in_turn(listener, &runtimes, watching, serve).await;
+    });
     args.common.run(tasks, drain, watch).await
 }

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Parser};
 use common::{Common, Health, Loaded, seconds, set};
+use futures_util::future::join_all;
 use hbone::balance::WeightedRandom;
 use hbone::connector::{Connector, ConnectorConfig};
 use hbone::io::{RelayStats, Stream};
 use hbone::pool::{Pool, PoolConfig};
-use hbone::proxy::{Inbound, Outbound, socks5, tcp};
+use hbone::proxy::{Inbound, Outbound, Workers, socks5, tcp};
 use hbone::{Authority, Config, drain};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -128,60 +129,95 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
         dialer = dialer.with_mark(mark);
     }
     let dialer = Arc::new(dialer);
-    let pool = Pool::new(dialer.clone(), config.clone(), args.pool());
-    let (own, balance) = (Arc::new(credentials.clone()), Arc::new(WeightedRandom::new()));
-    let connector = Connector::new(mesh.clone(), namespace, name, &pool, own, balance, args.connector())?;
-    let outbound = Outbound::new(connector);
-    let inbound = Inbound::new(mesh, namespace, name, Arc::new(credentials), trusted, dialer, config);
+    let inbound = Inbound::new(
+        mesh.clone(),
+        namespace,
+        name,
+        Arc::new(credentials.clone()),
+        trusted,
+        dialer.clone(),
+        config.clone(),
+    );
+    let workers = args.common.workers()?;
+    let pools = workers.handles().iter().map(|_| Pool::new(dialer.clone(), config.clone(), args.pool()));
+    let pools: Vec<Pool> = pools.collect();
+    let (own, balance) = (Arc::new(credentials), Arc::new(WeightedRandom::new()));
+    let connector = Connector::new(mesh, namespace, name, &pools[0], own, balance, args.connector())?;
+    let ways = pools.iter().map(|pool| Ok(Outbound::new(connector.with_pool(pool)?)));
+    let ways = ways.collect::<hbone::Result<Vec<_>>>()?;
 
     let (drain, watch) = drain::channel();
     let mut tasks = JoinSet::new();
     if let Some(address) = args.inbound {
-        let listener = listen("inbound", address)?;
-        tasks.spawn(tcp::accept_each(listener, watch.clone(), move |stream, peer, drain| {
-            let inbound = inbound.clone();
-            async move {
-                if let Err(error) = inbound.serve(stream, Some(peer), &drain).await {
-                    tracing::warn!(%error, "inbound connection");
+        let listener = tcp::listen(address)?;
+        tracing::info!(address = %listener.local_addr()?, "inbound");
+        let (runtimes, watching) = (workers.handles().to_vec(), watch.clone());
+        tasks.spawn(async move {
+            let serve = move |stream, peer, drain| {
+                let inbound = inbound.clone();
+                async move {
+                    if let Err(error) = inbound.serve(stream, Some(peer), &drain).await {
+                        tracing::warn!(%error, "inbound connection");
+                    }
                 }
-            }
-        }));
+            };
+            tcp::accept_in_turn(listener, &runtimes, watching, serve).await;
+        });
     }
+    let mut applications = Applications { workers: &workers, ways, watch: &watch, tasks: &mut tasks };
     if let Some(address) = args.outbound {
-        let (listener, outbound) = (listen("outbound", address)?, outbound.clone());
-        tasks.spawn(tcp::accept_each(listener, watch.clone(), move |mut stream, peer, drain| {
-            let outbound = outbound.clone();
+        applications.take("outbound", address, |outbound, mut stream, peer, drain| {
             until_forced(drain, peer, async move {
                 let target = tcp::original_destination(&stream).inspect_err(|_| stream.fail())?;
                 outbound.serve(stream, &target.into(), Some(peer)).await
             })
-        }));
+        })?;
     }
     if let Some(address) = args.socks5 {
-        let (listener, outbound) = (listen("socks5", address)?, outbound.clone());
-        tasks.spawn(tcp::accept_each(listener, watch.clone(), move |stream: TcpStream, peer, drain| {
-            let outbound = outbound.clone();
+        applications.take("socks5", address, |outbound, stream, peer, drain| {
             until_forced(drain, peer, async move { socks5::serve(&outbound, stream, Some(peer)).await })
-        }));
+        })?;
     }
     for (address, target) in args.forward {
-        let (listener, outbound) = (listen("forward", address)?, outbound.clone());
-        tasks.spawn(tcp::accept_each(listener, watch.clone(), move |stream, peer, drain| {
-            let (outbound, target) = (outbound.clone(), target.clone());
+        applications.take("forward", address, move |outbound, stream, peer, drain| {
+            let target = target.clone();
             until_forced(drain, peer, async move { outbound.serve(stream, &target, Some(peer)).await })
-        }));
+        })?;
     }
     args.common.run(tasks, drain, watch).await?;
     // Nobody sends any more; what was sent last is still to leave.
-    let report = pool.close(Duration::from_secs(2)).await;
-    tracing::debug!(?report, "connections closed");
+    let reports = join_all(pools.iter().map(|pool| pool.close(Duration::from_secs(2)))).await;
+    tracing::debug!(?reports, "connections closed");
     Ok(())
 }
 
-fn listen(what: &str, address: SocketAddr) -> Result<tokio::net::TcpListener, Box<dyn Error>> {
-    let listener = tcp::listen(address)?;
-    tracing::info!(address = %listener.local_addr()?, "{what}");
-    Ok(listener)
+/// Whose connections go out, on all threads.
+struct Applications<'a> {
+    workers: &'a Workers,
+    /// Each thread's.
+    ways: Vec<Outbound>,
+    watch: &'a drain::Watch,
+    tasks: &'a mut JoinSet<()>,
+}
+
+impl Applications<'_> {
+    /// Takes connections at an address.
+    fn take<F, S>(&mut self, what: &str, address: SocketAddr, serve: F) -> Result<(), Box<dyn Error>>
+    where
+        F: Fn(Outbound, TcpStream, SocketAddr, drain::Watch) -> S + Clone + Send + Sync + 'static,
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let listeners = tcp::listen_on_each(address, self.workers.handles())?;
+        if let Some(listener) = listeners.first() {
+            tracing::info!(address = %listener.local_addr()?, "{what}");
+        }
+        for ((listener, runtime), outbound) in listeners.into_iter().zip(self.workers.handles()).zip(&self.ways) {
+            let (serve, outbound) = (serve.clone(), outbound.clone());
+            let serve = move |stream, peer, drain| serve(outbound.clone(), stream, peer, drain);
+            self.tasks.spawn_on(tcp::accept_each(listener, self.watch.clone(), serve), runtime);
+        }
+        Ok(())
+    }
 }
 
 /// Lets a connection run until it ends or the drain is over.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Request, Uri};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::authority::Authority;
 use crate::config::Config;
@@ -47,13 +47,14 @@ pub struct Load {
 
 /// Starts HTTP/2 as a client over any byte stream, with the default [`Config`].
 ///
-/// Nothing is awaited from the peer. Spawn the [`Driver`]: nothing moves without it. On a TCP socket of your own set
-/// TCP_NODELAY first, else small frames wait for acknowledgements.
+/// Nothing is awaited from the peer, and nothing is sent: the preface leaves together with the first CONNECT. Spawn the
+/// [`Driver`]: nothing moves without it. A peer that does not answer the preface within the
+/// [`http2_timeout`](Config::with_http2_timeout) is given up by the driver. On a TCP socket of your own set TCP_NODELAY first,
+/// else small frames wait for acknowledgements.
 ///
 /// # Errors
 ///
-/// When `io` fails while the preface is written, or takes none of it for the
-/// [`http2_timeout`](Config::with_http2_timeout).
+/// None for now: what is wrong with `io`, the driver finds out.
 pub async fn handshake<IO>(io: IO) -> Result<(Client, Driver<IO>)>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
@@ -110,13 +111,7 @@ impl Builder {
         let transport = Transport::new(io, shared.clone(), config.linger_timeout, Side::Local);
         let outbox = transport.outbox();
         let starting = client_builder(&config).handshake(transport);
-        let (requests, mut connection) = match timeout(config.http2_timeout, starting).await {
-            Ok(Ok(started)) => started,
-            Ok(Err(e)) => return Err(shared.explain(e, Layer::Http2, DOING)),
-            Err(_) => {
-                return Err(shared.describe(Error::new(ErrorKind::Timeout, Layer::Http2, Side::Remote, DOING)));
-            }
-        };
+        let (requests, mut connection) = starting.await.map_err(|e| shared.explain(e, Layer::Http2, DOING))?;
         let slots = Slots::new(config.max_tunnels as usize, requests.current_max_send_streams());
         let upkeep = Upkeep::new(&config, connection.ping_pong());
         let driver = Driver::new(connection, outbox, upkeep, slots.clone(), shared.clone());

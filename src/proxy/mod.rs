@@ -6,7 +6,7 @@
 //!   client and the pod, and the gateway holds no key for it.
 //!
 //! Each role serves one byte stream at a time, of any kind, and is shared by many. [`tcp`] has what sockets need: dialling,
-//! listening, capture. Here nothing is plaintext between workloads: where a tunnel can't be built, the connection fails.
+//! listening, capture; [`Workers`] are threads for them. Here nothing is plaintext between workloads: where a tunnel can't be built, the connection fails.
 
 pub mod socks5;
 pub mod tcp;
@@ -19,7 +19,9 @@ mod splice;
 #[cfg(test)]
 mod tests;
 mod token;
+mod workers;
 
 pub use gateway::Gateway;
 pub use inbound::Inbound;
 pub use outbound::Outbound;
+pub use workers::Workers;

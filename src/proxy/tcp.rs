@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -21,6 +22,8 @@ const KEEPALIVE: Duration = Duration::from_secs(180);
 /// After a failed accept, mostly for lack of file descriptors, some have to be closed before the next can succeed.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
 const BACKLOG: u32 = 1024;
+/// Whether connections have the options of their listener, which saves four system calls for each.
+const INHERITED: bool = cfg!(target_os = "linux");
 
 /// Dials TCP with the options that a proxy wants: no delay, keepalive, and a mark if asked for.
 #[derive(Clone, Debug, Default)]
@@ -48,9 +51,8 @@ impl TcpDialer {
                 io::Error::new(e.kind(), format!("marking the socket with {mark} (needs CAP_NET_ADMIN): {e}"))
             })?;
         }
-        let stream = socket.connect(address).await?;
-        tune(&stream)?;
-        Ok(Box::new(stream))
+        tune(&SockRef::from(&socket))?;
+        Ok(Box::new(socket.connect(address).await?))
     }
 }
 
@@ -70,14 +72,14 @@ impl Dial for TcpDialer {
     }
 }
 
-/// Each socket gets the options of [`accept_each`]'s: no delay, and keepalive.
+/// Each connection gets no delay, and keepalive.
 impl Accept for TcpListener {
     type Io = TcpStream;
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<TcpStream>>> {
         loop {
             let (stream, peer) = ready!(Self::poll_accept(self, cx))?;
-            match tune(&stream) {
+            match tune(&SockRef::from(&stream)) {
                 Ok(()) => return Poll::Ready(Some(Ok((stream, Some(peer))))),
                 Err(error) => tracing::debug!(%peer, %error, "connection lost before it was served"),
             }
@@ -95,28 +97,65 @@ fn set_mark(_socket: &TcpSocket, _mark: u32) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "marks exist on Linux only"))
 }
 
-fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
+fn tune(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
 }
 
-/// Listens on an address. Port 0 takes any free one.
+/// Listens on an address. Port 0 takes any free one. Connections have no delay, and keepalive.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::Local`], naming the address: in use, not of this machine, not allowed.
 pub fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let open = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // Lets a restarted proxy listen again at once. On Windows it would let two listen at the same time.
-        #[cfg(not(windows))]
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
+    bind(address, false).map_err(|e| not_listening(address, e))
+}
+
+/// Listens on an address with a socket for each of several runtimes, such as those of [`Workers`](super::Workers). On Linux
+/// the system spreads the connections over them evenly; elsewhere whichever runtime is first takes one.
+///
+/// # Errors
+///
+/// As [`listen`]; also where another process listens there.
+pub fn listen_on_each(address: SocketAddr, runtimes: &[Handle]) -> Result<Vec<TcpListener>> {
+    let open = || -> io::Result<Vec<TcpListener>> {
+        // Sharing a port is for this process alone: without this, a second one would silently get half of all connections.
+        let first = bind(address, false)?;
+        let address = first.local_addr()?;
+        #[cfg(target_os = "linux")]
+        {
+            drop(first);
+            runtimes.iter().map(|runtime| (runtime.enter(), bind(address, true)).1).collect()
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let first = first.into_std()?;
+            let again = |runtime: &Handle| (runtime.enter(), TcpListener::from_std(first.try_clone()?)).1;
+            runtimes.iter().map(again).collect()
+        }
     };
-    open().map_err(|e| {
-        Error::new(ErrorKind::Local, Layer::Config, Side::Local, format!("listening on {address}")).with_source(e)
-    })
+    open().map_err(|e| not_listening(address, e))
+}
+
+/// A socket that listens, on the runtime whose context this is called in.
+fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Lets a restarted proxy listen again at once. On Windows it would let two listen at the same time.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    #[cfg(target_os = "linux")]
+    socket.set_reuseport(shared)?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = shared;
+    socket.bind(address)?;
+    if INHERITED {
+        tune(&SockRef::from(&socket))?;
+    }
+    socket.listen(BACKLOG)
+}
+
+fn not_listening(address: SocketAddr, e: io::Error) -> Error {
+    Error::new(ErrorKind::Local, Layer::Config, Side::Local, format!("listening on {address}")).with_source(e)
 }
 
 /// Accepts connections until the drain starts, and gives each to `serve` in a task of its own with a watch on the drain.
@@ -126,6 +165,52 @@ where
     F: Fn(TcpStream, SocketAddr, Watch) -> S,
     S: Future<Output = ()> + Send + 'static,
 {
+    accept(listener, drain, |tasks, stream, peer, drain| {
+        tasks.spawn(serve(stream, peer, drain));
+    })
+    .await;
+}
+
+/// [`accept_each`], with each connection served by the next of several runtimes in turn, such as those of
+/// [`Workers`](super::Workers): for connections that are few and live long. Where there are many and short ones,
+/// [`listen_on_each`] is cheaper.
+///
+/// # Panics
+///
+/// When there are no runtimes.
+pub async fn accept_in_turn<F, S>(listener: TcpListener, runtimes: &[Handle], drain: Watch, serve: F)
+where
+    F: Fn(TcpStream, SocketAddr, Watch) -> S + Clone + Send + 'static,
+    S: Future<Output = ()> + Send + 'static,
+{
+    let mut turns = runtimes.iter().cycle();
+    accept(listener, drain, |tasks, stream, peer, drain| {
+        let (runtime, serve) = (turns.next().expect("at least one runtime"), serve.clone());
+        // Its events are to come to the other runtime.
+        match stream.into_std() {
+            Ok(stream) => {
+                let serving = async move {
+                    match TcpStream::from_std(stream) {
+                        Ok(stream) => serve(stream, peer, drain).await,
+                        Err(error) => tracing::warn!(%peer, %error, "connection lost before it was served"),
+                    }
+                };
+                tasks.spawn_on(serving, runtime);
+            }
+            Err(error) => tracing::warn!(%peer, %error, "connection lost before it was served"),
+        }
+    })
+    .await;
+}
+
+async fn accept(
+    listener: TcpListener,
+    drain: Watch,
+    mut serve: impl FnMut(&mut JoinSet<()>, TcpStream, SocketAddr, Watch),
+) {
+    if INHERITED && let Err(error) = tune(&SockRef::from(&listener)) {
+        tracing::warn!(%error, "setting the options of a listener");
+    }
     let mut tasks = JoinSet::new();
     loop {
         // Ended ones are taken out, so that the set does not grow.
@@ -136,11 +221,11 @@ where
         };
         match accepted {
             Ok((stream, peer)) => {
-                if let Err(error) = tune(&stream) {
+                if !INHERITED && let Err(error) = tune(&SockRef::from(&stream)) {
                     tracing::debug!(%peer, %error, "connection lost before it was served");
                     continue;
                 }
-                tasks.spawn(serve(stream, peer, drain.clone()));
+                serve(&mut tasks, stream, peer, drain.clone());
             }
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed, going on");

@@ -62,7 +62,8 @@ impl Raw {
         let mut frame = vec![len[1], len[2], len[3], kind, flags];
         frame.extend(stream.to_be_bytes());
         frame.extend(payload);
-        self.io.write_all(&frame).await
+        self.io.write_all(&frame).await?;
+        self.io.flush().await
     }
 
     pub(crate) async fn settings(&mut self, max_streams: Option<u32>) {

@@ -99,7 +99,10 @@ async fn a_client_does_not_wait_for_ever_to_send_its_preface() {
     let (near, _far) = duplex(8);
     let begin = Instant::now();
     let started = timeout(secs(60), client::Builder::new().config(config().into()).handshake(near)).await;
-    assert_timeout(&started.expect("it hangs").unwrap_err(), Layer::Http2);
+    let (client, driver) = started.expect("it hangs").unwrap();
+    let (driven, connected) = tokio::join!(timeout(secs(60), driver), connect(&client));
+    assert_timeout(&driven.expect("it hangs").unwrap_err(), Layer::Http2);
+    assert_timeout(&connected, Layer::Http2);
     assert_eq!(begin.elapsed(), secs(5));
 }
 
