@@ -257,8 +257,7 @@ async fn rate(route: &Route, time: Duration) -> Result<Outcome, Failure> {
     for thread in threads {
         results.push(thread.await?);
     }
-    let (used, took) = (cpu(&pids)? - before, start.elapsed());
-    Ok(summary(results, used, took))
+    Ok(summary(results, cpu(&pids)? - before, time))
 }
 
 /// The part of one connection. Each latency counts from when the request was to be sent, so that one that waits for the

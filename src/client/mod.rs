@@ -217,6 +217,11 @@ impl Client {
         self.shared.reads()
     }
 
+    /// Counts bytes in both directions.
+    pub(crate) fn moved(&self) -> u64 {
+        self.shared.moved()
+    }
+
     /// What the peer does with bytes before its 200.
     pub(crate) fn early_bytes(&self) -> &EarlyBytes {
         self.shared.early_bytes()

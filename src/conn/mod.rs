@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     hop: Option<usize>,
     /// Counts reads that brought something: any byte is a sign of life.
     activity: AtomicU64,
+    /// Counts bytes in both directions.
+    moved: AtomicU64,
     /// Why the connection ended. Set before HTTP/2 tells the tunnels, which would else only know that it did.
     failure: OnceLock<Error>,
     /// The peer takes no more tunnels.
@@ -52,6 +54,7 @@ impl Shared {
             peer,
             hop,
             activity: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
             failure: OnceLock::new(),
             going_away: AtomicBool::new(false),
             early: EarlyBytes::default(),
@@ -155,8 +158,17 @@ impl Shared {
         self.describe(explained)
     }
 
-    fn count_read(&self) {
+    fn count_read(&self, bytes: usize) {
         self.activity.fetch_add(1, Ordering::Relaxed);
+        self.count_moved(bytes);
+    }
+
+    fn count_moved(&self, bytes: usize) {
+        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
     }
 
     pub(crate) fn reads(&self) -> u64 {

@@ -120,6 +120,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Outbox<IO> {
 impl<IO> Wire<IO> {
     fn written<'a>(&mut self, pieces: impl IntoIterator<Item = &'a [u8]>, mut written: usize) {
         self.unflushed = true;
+        self.shared.count_moved(written);
         for piece in pieces {
             let piece = &piece[..piece.len().min(written)];
             written -= piece.len();
@@ -186,7 +187,7 @@ impl<IO: AsyncRead + Unpin> Wire<IO> {
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
         let read = buf.filled().len() - before;
         if read > 0 {
-            self.shared.count_read();
+            self.shared.count_read(read);
         }
         if let Some(code) = self.incoming.scan(&buf.filled()[before..]) {
             self.shared.note_go_away(code, Side::Remote);

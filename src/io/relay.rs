@@ -10,8 +10,9 @@ use bytes::Bytes;
 
 use super::{BytesRead, BytesWrite};
 
-/// Reads in one go before the other direction and other tasks get their turn.
-const BURST: usize = 16;
+/// How much is moved in one go before the other direction and other tasks get their turn, and in how many reads at most.
+const BURST: usize = 256 << 10;
+const BURST_READS: usize = 16;
 
 /// How many bytes a [`relay`] has moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -149,7 +150,7 @@ impl Direction {
         R: BytesRead + Unpin,
         W: BytesWrite + Unpin,
     {
-        let mut burst = BURST;
+        let (mut burst, mut reads) = (BURST, BURST_READS);
         while self.state == State::Moving {
             while !self.chunk.is_empty() {
                 let before = self.chunk.len();
@@ -165,14 +166,17 @@ impl Direction {
             }
             // Frees the chunk's memory while there is nothing to move.
             self.chunk = Bytes::new();
-            if burst == 0 {
+            if burst == 0 || reads == 0 {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            burst -= 1;
+            reads -= 1;
             match Pin::new(&mut *from).poll_read_bytes(cx) {
                 Poll::Ready(Ok(chunk)) if chunk.is_empty() => self.state = State::Ending,
-                Poll::Ready(Ok(chunk)) => self.chunk = chunk,
+                Poll::Ready(Ok(chunk)) => {
+                    burst = burst.saturating_sub(chunk.len());
+                    self.chunk = chunk;
+                }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err((true, RelayOperation::Read, e))),
                 Poll::Pending => {
                     if self.unflushed {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Inner;
 use super::dial::BoxDriver;
 use super::lease::Connection;
-use super::state::ConnId;
+use super::state::{ConnId, Strain};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::tunnel::Slots;
 
@@ -36,15 +36,19 @@ struct Told {
     closed: bool,
 }
 
-/// How much of its time a task is at work.
+/// How much a connection has to do, measured over a tenth of a second each time.
 struct Load {
     since: Instant,
     worked: Duration,
-    busy: bool,
+    /// What had been moved by then.
+    moved: u64,
+    strain: Strain,
 }
 
-/// Over how long it is measured.
 const WINDOW: Duration = Duration::from_millis(100);
+
+/// So many bytes in that time are bulk: 340 Mbit/s.
+const BULK: u64 = 4 << 20;
 
 impl Driven {
     pub(super) fn new(pool: Weak<Inner>, connection: &Arc<Connection>, driver: BoxDriver) -> Self {
@@ -56,12 +60,12 @@ impl Driven {
             connection: Arc::downgrade(connection),
             told: Told { limit: slots.limit(), settled: false, closed: false },
             slots,
-            load: Load { since: Instant::now(), worked: Duration::ZERO, busy: false },
+            load: Load { since: Instant::now(), worked: Duration::ZERO, moved: 0, strain: Strain::Light },
         }
     }
 
     /// Tells the pool what has changed.
-    fn tell(&mut self, busy: Option<bool>, result: &Poll<Result<()>>) {
+    fn tell(&mut self, strain: Option<Strain>, result: &Poll<Result<()>>) {
         let before = self.told;
         let heard = || self.connection.upgrade().is_none_or(|connection| connection.client.reads() > 0);
         let (limit, closed) = (self.slots.limit(), self.slots.is_closed());
@@ -71,7 +75,7 @@ impl Driven {
             _ => None,
         };
         let news = limit > before.limit || closed != before.closed || self.told.settled != before.settled;
-        if !news && busy.is_none() {
+        if !news && strain.is_none() {
             return;
         }
         let Some(pool) = self.pool.upgrade() else { return };
@@ -81,8 +85,8 @@ impl Driven {
             (None, true) => state.doomed(self.id, now),
             (None, false) => {
                 state.changed(self.id, now);
-                if let Some(busy) = busy {
-                    state.busy(self.id, busy, now);
+                if let Some(strain) = strain {
+                    state.strained(self.id, strain, now);
                 }
             }
         });
@@ -97,10 +101,12 @@ impl Future for Driven {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
         let began = Instant::now();
-        let result = self.driver.as_mut().poll(cx);
-        let busy = self.load.add(began, Instant::now());
-        self.tell(busy, &result);
+        let result = this.driver.as_mut().poll(cx);
+        let moved = || this.connection.upgrade().map_or(0, |connection| connection.client.moved());
+        let strain = this.load.add(began, Instant::now(), moved);
+        this.tell(strain, &result);
         result.map(|result| {
             if let Err(error) = result {
                 tracing::debug!(%error, "connection ended");
@@ -118,17 +124,25 @@ impl Drop for Driven {
 }
 
 impl Load {
-    /// Adds some work. Says so when it has become too much, or is no more.
-    fn add(&mut self, began: Instant, ended: Instant) -> Option<bool> {
+    /// Adds some work. Says so when that makes a difference.
+    fn add(&mut self, began: Instant, ended: Instant, moved: impl FnOnce() -> u64) -> Option<Strain> {
         self.worked += ended - began;
         let elapsed = ended - self.since;
         if elapsed < WINDOW {
             return None;
         }
-        // Becomes busy at four fifths, and idle again below a half.
-        let busy = self.worked * 10 >= elapsed * if self.busy { 5 } else { 8 };
-        (self.since, self.worked) = (ended, Duration::ZERO);
-        (std::mem::replace(&mut self.busy, busy) != busy).then_some(busy)
+        let moved = moved();
+        let bytes = u128::from(moved.saturating_sub(self.moved)) * WINDOW.as_nanos() / elapsed.as_nanos();
+        // Full at four fifths of the time, and no more below a half; likewise with bulk.
+        let full = self.worked * 10 >= elapsed * if self.strain == Strain::Full { 5 } else { 8 };
+        let bulk = bytes >= u128::from(if self.strain == Strain::Light { BULK } else { BULK / 2 });
+        let strain = match (full, bulk) {
+            (true, _) => Strain::Full,
+            (false, true) => Strain::Bulk,
+            (false, false) => Strain::Light,
+        };
+        (self.since, self.worked, self.moved) = (ended, Duration::ZERO, moved);
+        (std::mem::replace(&mut self.strain, strain) != strain).then_some(strain)
     }
 }
 

@@ -9,6 +9,10 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 
+/// After so many tasks the thread looks whether anything has come for others. By default it is 61: behind bulk transfers, where
+/// each of them takes a tenth of a millisecond, that is long.
+const EVENT_INTERVAL: u32 = 8;
+
 /// Threads that share no work: what is spawned on one of them stays there.
 ///
 /// A connection and the tunnels through it are tasks that wake each other for every few bytes. On one thread that costs
@@ -55,7 +59,7 @@ impl Workers {
 }
 
 fn start(n: usize) -> io::Result<(Handle, Thread)> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let runtime = Builder::new_current_thread().event_interval(EVENT_INTERVAL).enable_all().build()?;
     let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let run = move || {

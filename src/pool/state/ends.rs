@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::entry::Failure;
 use super::timers::Timer;
-use super::{Action, ConnId, EntryId, Handle, SourceId, State, Why, closed};
+use super::{Action, ConnId, EntryId, Handle, SourceId, State, Strain, Why, closed};
 use crate::error::Error;
 
 impl<H: Handle, W> State<H, W> {
@@ -26,11 +26,11 @@ impl<H: Handle, W> State<H, W> {
         self.retire(conn, Why::Ending, now);
     }
 
-    /// Whether a connection's thread has no time left.
-    pub(in crate::pool) fn busy(&mut self, conn: ConnId, busy: bool, now: Instant) {
+    /// A connection has more or less to do than before.
+    pub(in crate::pool) fn strained(&mut self, conn: ConnId, strain: Strain, now: Instant) {
         let Some(&id) = self.at.get(&conn) else { return };
         if let Some(conn) = self.conn_mut(id, conn) {
-            conn.busy = busy;
+            conn.strain = strain;
         }
         self.grow(id, now);
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::{ConnId, Handle, Key, Limits, WaiterId};
+use super::{ConnId, Handle, Key, Limits, Strain, WaiterId};
 use crate::error::Error;
 use crate::path::Reuse;
 use crate::pool::Backend;
@@ -45,8 +45,7 @@ pub(super) struct Conn<H> {
     pub(super) idle_since: Instant,
     /// Past its maximum age, and used only until another one is there.
     pub(super) aged: bool,
-    /// Its thread has no time left.
-    pub(super) busy: bool,
+    pub(super) strain: Strain,
     /// It, or what it runs through, is about to end.
     pub(super) ending: bool,
 }
@@ -101,14 +100,16 @@ impl<H: Handle, W> Entry<H, W> {
     }
 
     /// Which connection the next tunnel goes on, if there is room on any: one in its best age before aged ones, one with
-    /// time left before busy ones, then the backend with the fewest tunnels. Of equals the one that has got the fewest of
-    /// late, so that those whose connection came later make up for it at once; else at random.
+    /// time left before full ones, then the backend with the fewest tunnels. Of connections to the same one without bulk
+    /// before those with it. Of equals the one that has got the fewest of late, so that those whose connection came later
+    /// make up for it at once; else at random.
     pub(super) fn pick(&self, rng: &mut fastrand::Rng) -> Option<usize> {
         let least_of_late =
             self.conns.iter().filter(|conn| conn.has_room()).map(|conn| conn.of_late).min().unwrap_or(0);
         let ranked = self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room()).map(|(place, conn)| {
             let lead = ((conn.of_late - least_of_late) / LEAD).min(MOST_LEAD);
-            let rank = (conn.aged, conn.busy, self.tunnels_at(conn) + lead, conn.open, conn.of_late);
+            let at_backend = if self.is_spread() { self.tunnels_at(conn) + lead } else { 0 };
+            let rank = (conn.aged, conn.strain == Strain::Full, at_backend, conn.strain, conn.open, conn.of_late);
             (rank, place)
         });
         let (mut best, mut ties) = (None, 0);
@@ -134,6 +135,10 @@ impl<H: Handle, W> Entry<H, W> {
             self.conns.iter_mut().for_each(|conn| conn.of_late = conn.of_late.checked_shr(times).unwrap_or(0));
             self.faded = Some(now);
         }
+    }
+
+    fn is_spread(&self) -> bool {
+        matches!(self.reuse, Reuse::Spread(_))
     }
 
     /// The open tunnels to the backend that `conn` leads to.
@@ -182,7 +187,7 @@ impl<H: Handle, W> Entry<H, W> {
             && self.conns.iter().any(|other| {
                 other.id != id
                     && !other.aged
-                    && !other.busy
+                    && other.strain == Strain::Light
                     && other.whereabouts == conn.whereabouts
                     && other.has_room()
             })
@@ -223,7 +228,7 @@ impl<H: Handle, W> Entry<H, W> {
         for conn in self.conns.iter().filter(|conn| conn.is_usable()) {
             usable += 1;
             fresh += usize::from(!conn.aged);
-            idle_hands += usize::from(!conn.aged && !conn.busy);
+            idle_hands += usize::from(!conn.aged && conn.strain == Strain::Light);
             untold += usize::from(!conn.aged && conn.whereabouts == Whereabouts::Untold);
             unknown += usize::from(!conn.aged && conn.whereabouts == Whereabouts::Unknown);
         }

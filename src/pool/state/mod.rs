@@ -33,6 +33,17 @@ pub(super) struct Key {
     pub(super) path: Path,
 }
 
+/// How much a connection has to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Strain {
+    #[default]
+    Light,
+    /// So many bytes that small messages would queue behind them.
+    Bulk,
+    /// Its thread has no time left.
+    Full,
+}
+
 /// A connection as the machine sees it. Both may change at any time and are read again each time.
 pub(super) trait Handle: Clone {
     /// How many tunnels it may carry now.

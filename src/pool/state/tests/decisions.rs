@@ -3,7 +3,7 @@
 use rstest::rstest;
 
 use super::super::*;
-use super::sim::{Sim, dial_error, direct, inside, limits, millis, secs};
+use super::sim::{Sim, dial_error, direct, inside, limits, millis, secs, token};
 
 /// A shared path with connections of which each has this many tunnels.
 fn shared(open: &[usize]) -> (Sim, Key, Vec<ConnId>) {
@@ -366,20 +366,56 @@ fn each_tunnel_has_its_own_connection_where_reuse_is_never() {
 }
 
 #[rstest]
-#[case::one(1, 1)]
-#[case::three(3, 3)]
-fn more_connections_are_opened_while_all_are_busy(#[case] allowed: usize, #[case] expected: usize) {
+#[case::one(1, 1, Strain::Full)]
+#[case::three(3, 3, Strain::Full)]
+#[case::one_with_bulk(1, 1, Strain::Bulk)]
+#[case::three_with_bulk(3, 3, Strain::Bulk)]
+fn more_connections_are_opened_while_all_are_busy(
+    #[case] allowed: usize,
+    #[case] expected: usize,
+    #[case] strain: Strain,
+) {
     let (mut sim, key) = (Sim::new(Limits { busy_connections: allowed, ..limits() }), direct(1, Reuse::Shared));
     let _ = sim.checkout(&key);
     let mut last = sim.land(0, None, 4);
     for _ in 0..5 {
-        sim.busy(last, true);
+        sim.strained(last, strain);
         if !sim.dials.is_empty() {
             last = sim.land(0, None, 4);
             assert_eq!(sim.checkout(&key), Ok(last), "one with time left");
         }
     }
     assert_eq!((sim.conns.len(), sim.dials.len()), (expected, 0));
+    sim.wind_up();
+}
+
+#[rstest]
+#[case::shared(Reuse::Shared)]
+#[case::to_one_backend(Reuse::Spread(1))]
+fn tunnels_keep_away_from_bulk_however_few_are_beside_it(#[case] reuse: Reuse) {
+    let (mut sim, key) = (Sim::new(Limits { busy_connections: 2, ..limits() }), direct(1, reuse));
+    let _ = sim.checkout(&key);
+    let bulky = sim.land(0, Some(token(1)), 100);
+    sim.strained(bulky, Strain::Bulk);
+    let other = sim.land(0, Some(token(1)), 100);
+    for _ in 0..50 {
+        assert_eq!(sim.checkout(&key), Ok(other));
+    }
+    // The bulk is over.
+    sim.strained(bulky, Strain::Light);
+    assert_eq!(sim.checkout(&key), Ok(bulky));
+    sim.wind_up();
+}
+
+#[test]
+fn bulk_does_not_keep_tunnels_from_a_backend() {
+    let (mut sim, key) = (Sim::new(limits()), direct(1, Reuse::Spread(2)));
+    let _ = sim.checkout(&key);
+    let bulky = sim.land(0, Some(token(1)), 100);
+    let other = sim.land(0, Some(token(2)), 100);
+    sim.strained(bulky, Strain::Bulk);
+    let got: Vec<ConnId> = (0..99).map(|_| sim.checkout(&key).unwrap()).collect();
+    assert_eq!(got.iter().filter(|conn| **conn == bulky).count(), 49, "of 100 with the first, {other} has the rest");
     sim.wind_up();
 }
 

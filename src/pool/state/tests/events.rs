@@ -34,7 +34,7 @@ enum Event {
     Close(usize),
     Doom(usize),
     Stillborn(usize),
-    Busy(usize, bool),
+    Strained(usize, Strain),
     Gone(usize),
     Reap,
     SourceEnded(u64, bool),
@@ -62,7 +62,8 @@ fn event() -> impl Strategy<Value = Event> {
         3 => n.clone().prop_map(Event::Close),
         2 => n.clone().prop_map(Event::Doom),
         2 => n.clone().prop_map(Event::Stillborn),
-        3 => (n.clone(), any::<bool>()).prop_map(|(n, busy)| Event::Busy(n, busy)),
+        3 => (n.clone(), prop_oneof![Just(Strain::Light), Just(Strain::Bulk), Just(Strain::Full)])
+            .prop_map(|(n, strain)| Event::Strained(n, strain)),
         3 => n.prop_map(Event::Gone),
         8 => Just(Event::Reap),
         1 => (source, any::<bool>()).prop_map(|(source, error)| Event::SourceEnded(source, error)),
@@ -161,9 +162,9 @@ fn apply(sim: &mut Sim, event: Event) {
                 sim.stillborn(id);
             }
         }
-        Event::Busy(n, busy) => {
+        Event::Strained(n, strain) => {
             if let Some(id) = conn(sim, n) {
-                sim.busy(id, busy);
+                sim.strained(id, strain);
             }
         }
         Event::Gone(n) => {

@@ -324,8 +324,8 @@ impl Sim {
         self.act();
     }
 
-    pub(super) fn busy(&mut self, id: ConnId, busy: bool) {
-        self.state.busy(id, busy, self.now);
+    pub(super) fn strained(&mut self, id: ConnId, strain: Strain) {
+        self.state.strained(id, strain, self.now);
         self.act();
     }
 
