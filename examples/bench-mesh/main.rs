@@ -1,6 +1,8 @@
 //! What the mesh costs: real proxies on loopback under load, beside plain relays under the same load.
 
 mod load;
+#[path = "../../benches/common/raw_tls.rs"]
+mod raw_tls;
 mod report;
 mod roles;
 mod stats;

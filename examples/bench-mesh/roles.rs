@@ -2,16 +2,15 @@
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use hbone::tls::{Acceptor, Connector, Credentials};
-use hbone::{AcceptedIdentities, Config, SpiffeId, TrustDomains};
+use hbone::SpiffeId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::Failure;
+use crate::raw_tls::{self, Pem};
 
 /// As many connections as may wait to be accepted.
 const BACKLOG: u32 = 4096;
@@ -75,31 +74,26 @@ impl Role {
                 .await;
             }
             Self::TlsClient { listen, upstream, files } => {
-                let credentials = Arc::new(credentials(&files, "client")?);
-                let connector = Connector::new(credentials, Arc::new(Config::new()));
-                let accepted = AcceptedIdentities::from(identity("server")?);
+                let connector = credentials(&files, "client")?.connector()?;
                 let listener = bind(listen)?;
                 println!("ready");
                 each(listener, move |mut near| {
-                    let (connector, accepted) = (connector.clone(), accepted.clone());
+                    let connector = connector.clone();
                     async move {
-                        let tcp = dial(upstream).await?;
-                        let mut far = connector.connect(tcp, &accepted).await.map_err(io::Error::other)?;
+                        let mut far = connector.connect(raw_tls::name(), dial(upstream).await?).await?;
                         copy_bidirectional(&mut near, &mut far).await.map(|_| ())
                     }
                 })
                 .await;
             }
             Self::TlsServer { listen, upstream, files } => {
-                let credentials = Arc::new(credentials(&files, "server")?);
-                let trusted = TrustDomains::new("cluster.local".parse()?);
-                let acceptor = Acceptor::new(credentials, trusted, Arc::new(Config::new()));
+                let acceptor = credentials(&files, "server")?.acceptor()?;
                 let listener = bind(listen)?;
                 println!("ready");
                 each(listener, move |near| {
                     let acceptor = acceptor.clone();
                     async move {
-                        let mut near = acceptor.accept(near).await.map_err(io::Error::other)?;
+                        let mut near = acceptor.accept(near).await?;
                         copy_bidirectional(&mut near, &mut dial(upstream).await?).await.map(|_| ())
                     }
                 })
@@ -115,9 +109,12 @@ pub(crate) fn identity(service_account: &str) -> Result<SpiffeId, Failure> {
     Ok(SpiffeId::new("cluster.local".parse()?, "default", service_account)?)
 }
 
-fn credentials(files: &std::path::Path, name: &str) -> Result<Credentials, Failure> {
-    let file = |kind: &str| files.join(format!("{name}.{kind}"));
-    Ok(Credentials::from_pem_files(&file("pem"), &file("key"), &files.join("ca.pem"))?)
+fn credentials(files: &Path, name: &str) -> Result<Pem, Failure> {
+    let read = |file: String| -> Result<String, Failure> {
+        let path = files.join(file);
+        Ok(std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?)
+    };
+    Ok(Pem { chain: read(format!("{name}.pem"))?, key: read(format!("{name}.key"))?, root: read("ca.pem".into())? })
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
