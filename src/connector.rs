@@ -12,7 +12,7 @@ use crate::balance::Balance;
 use crate::balance::health::{Attempt, HealthKey, OutlierConfig, Outliers};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
-use crate::mesh::{Snapshot, Workload};
+use crate::mesh::{LastBaggage, Snapshot, Workload};
 use crate::metadata::{Forwarded, Metadata, Traceparent};
 use crate::path::Reuse;
 use crate::pool::{Pool, Source};
@@ -111,6 +111,7 @@ struct Inner {
     balance: Arc<dyn Balance>,
     settings: ConnectorConfig,
     health: Arc<Mutex<Outliers<HealthKey>>>,
+    baggage: LastBaggage,
     trace_ids: Mutex<fastrand::Rng>,
 }
 
@@ -219,6 +220,7 @@ impl Connector {
             balance,
             health: Arc::new(Mutex::new(Outliers::new(settings.outliers.clone()))),
             settings,
+            baggage: LastBaggage::default(),
             trace_ids: Mutex::new(fastrand::Rng::new()),
         })))
     }
@@ -240,6 +242,7 @@ impl Connector {
             balance: balance.clone(),
             settings: settings.clone(),
             health: health.clone(),
+            baggage: LastBaggage::default(),
             trace_ids: Mutex::new(fastrand::Rng::new()),
         })))
     }
@@ -334,7 +337,7 @@ impl Inner {
 
     async fn attempt(
         &self,
-        source: &Workload,
+        source: &Arc<Workload>,
         route: &Route,
         from: Option<SocketAddr>,
         until: Instant,
@@ -377,9 +380,9 @@ impl Inner {
     }
 
     /// What the last CONNECT says, to the far end alone.
-    fn metadata(&self, source: &Workload, route: &Route, from: Option<SocketAddr>) -> Metadata {
+    fn metadata(&self, source: &Arc<Workload>, route: &Route, from: Option<SocketAddr>) -> Metadata {
         let trace = Traceparent::random(&mut self.trace_ids.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut metadata = Metadata::default().with_baggage(source.baggage()).with_traceparent(trace);
+        let mut metadata = Metadata::default().with_baggage(self.baggage.of(source)).with_traceparent(trace);
         if let Some(from) = from {
             let mut forwarded = Forwarded::default().with_for(from);
             if let Some(service) = &route.service {

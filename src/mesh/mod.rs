@@ -4,6 +4,7 @@
 //! plane or, with feature `mesh-file`, from a file. A change of the mesh is a new snapshot.
 
 mod address;
+mod baggage;
 #[cfg(feature = "mesh-file")]
 mod file;
 mod index;
@@ -14,6 +15,7 @@ pub(crate) use self::address::HBONE_PORT;
 pub use self::address::{
     AddressError, GatewayAddress, GatewayDestination, Hostname, NamespacedHostname, Network, NetworkAddress, Ports,
 };
+pub(crate) use self::baggage::LastBaggage;
 pub use self::index::{Endpoint, Snapshot};
 pub use self::service::{HealthPolicy, LoadBalancing, LoadBalancingMode, LoadBalancingScope, Service, ServiceScope};
 pub use self::workload::{Locality, Protocol, Status, Workload, WorkloadType};

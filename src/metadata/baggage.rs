@@ -1,7 +1,9 @@
 //! The `baggage` header.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
+use std::hash::{Hash, Hasher};
 use std::str;
+use std::sync::{Arc, OnceLock};
 
 use http::HeaderValue;
 
@@ -38,8 +40,20 @@ const ZONE: &str = "cloud.availability_zone";
 /// assert_eq!(baggage.workload_name(), Some("cart-7d9f"));
 /// assert_eq!(baggage.zone(), None);
 /// ```
+///
+/// Cheap to clone, and the header is put together once for all clones.
+#[derive(Clone, Default)]
+pub struct Baggage(Arc<Inner>);
+
+#[derive(Clone, Default)]
+struct Inner {
+    fields: Fields,
+    /// The fields as a header.
+    line: OnceLock<Option<HeaderValue>>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Baggage {
+struct Fields {
     cluster: Option<String>,
     namespace: Option<String>,
     workload: Option<(WorkloadType, String)>,
@@ -77,91 +91,101 @@ impl WorkloadType {
 }
 
 impl Baggage {
+    fn fields(&self) -> &Fields {
+        &self.0.fields
+    }
+
+    fn fields_mut(&mut self) -> &mut Fields {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.line = OnceLock::new();
+        &mut inner.fields
+    }
+
     /// Sets the cluster, `k8s.cluster.name`.
     pub fn with_cluster(mut self, cluster: impl Into<String>) -> Self {
-        self.cluster = present(cluster.into());
+        self.fields_mut().cluster = present(cluster.into());
         self
     }
 
     /// Sets the namespace, `k8s.namespace.name`.
     pub fn with_namespace(mut self, namespace: impl Into<String>) -> Self {
-        self.namespace = present(namespace.into());
+        self.fields_mut().namespace = present(namespace.into());
         self
     }
 
     /// Sets the name of the workload under the key of its type.
     pub fn with_workload(mut self, workload_type: WorkloadType, name: impl Into<String>) -> Self {
-        self.workload = present(name.into()).map(|name| (workload_type, name));
+        self.fields_mut().workload = present(name.into()).map(|name| (workload_type, name));
         self
     }
 
     /// Sets the application's name, `service.name` (OpenTelemetry's word; a Kubernetes service is something else).
     pub fn with_service_name(mut self, name: impl Into<String>) -> Self {
-        self.service_name = present(name.into());
+        self.fields_mut().service_name = present(name.into());
         self
     }
 
     /// Sets the application's version, `service.version`.
     pub fn with_service_version(mut self, version: impl Into<String>) -> Self {
-        self.service_version = present(version.into());
+        self.fields_mut().service_version = present(version.into());
         self
     }
 
     /// Sets the region, `cloud.region`.
     pub fn with_region(mut self, region: impl Into<String>) -> Self {
-        self.region = present(region.into());
+        self.fields_mut().region = present(region.into());
         self
     }
 
     /// Sets the zone, `cloud.availability_zone`.
     pub fn with_zone(mut self, zone: impl Into<String>) -> Self {
-        self.zone = present(zone.into());
+        self.fields_mut().zone = present(zone.into());
         self
     }
 
     /// The cluster.
     pub fn cluster(&self) -> Option<&str> {
-        self.cluster.as_deref()
+        self.fields().cluster.as_deref()
     }
 
     /// The namespace that the peer claims; the proven one is in its certificate.
     pub fn namespace(&self) -> Option<&str> {
-        self.namespace.as_deref()
+        self.fields().namespace.as_deref()
     }
 
     /// The kind of object that [`Baggage::workload_name`] belongs to; there exactly when the name is.
     pub fn workload_type(&self) -> Option<WorkloadType> {
-        self.workload.as_ref().map(|(workload_type, _)| *workload_type)
+        self.fields().workload.as_ref().map(|(workload_type, _)| *workload_type)
     }
 
     /// The name of the workload.
     pub fn workload_name(&self) -> Option<&str> {
-        self.workload.as_ref().map(|(_, name)| name.as_str())
+        self.fields().workload.as_ref().map(|(_, name)| name.as_str())
     }
 
     /// The application's name.
     pub fn service_name(&self) -> Option<&str> {
-        self.service_name.as_deref()
+        self.fields().service_name.as_deref()
     }
 
     /// The application's version.
     pub fn service_version(&self) -> Option<&str> {
-        self.service_version.as_deref()
+        self.fields().service_version.as_deref()
     }
 
     /// The region.
     pub fn region(&self) -> Option<&str> {
-        self.region.as_deref()
+        self.fields().region.as_deref()
     }
 
     /// The zone.
     pub fn zone(&self) -> Option<&str> {
-        self.zone.as_deref()
+        self.fields().zone.as_deref()
     }
 
     /// Whether there is nothing in it; such a header is not sent.
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        *self.fields() == Fields::default()
     }
 
     /// `None` when nothing in the lines is known here.
@@ -186,20 +210,25 @@ impl Baggage {
         let Ok(key) = str::from_utf8(member[..equals].trim_ascii()) else { return };
         let workload_type = WorkloadType::ALL.into_iter().find(|t| t.key() == key);
         let Some(value) = present(decode(member[equals + 1..].trim_ascii())) else { return };
+        let fields = self.fields_mut();
         match (key, workload_type) {
-            (_, Some(workload_type)) => self.workload = Some((workload_type, value)),
-            (CLUSTER, _) => self.cluster = Some(value),
-            (NAMESPACE, _) => self.namespace = Some(value),
-            (SERVICE_NAME, _) => self.service_name = Some(value),
-            (SERVICE_VERSION, _) => self.service_version = Some(value),
-            (REGION, _) => self.region = Some(value),
-            (ZONE, _) => self.zone = Some(value),
+            (_, Some(workload_type)) => fields.workload = Some((workload_type, value)),
+            (CLUSTER, _) => fields.cluster = Some(value),
+            (NAMESPACE, _) => fields.namespace = Some(value),
+            (SERVICE_NAME, _) => fields.service_name = Some(value),
+            (SERVICE_VERSION, _) => fields.service_version = Some(value),
+            (REGION, _) => fields.region = Some(value),
+            (ZONE, _) => fields.zone = Some(value),
             _ => {}
         }
     }
 
     /// `None` when there is nothing to send.
     pub(super) fn write(&self) -> Option<HeaderValue> {
+        self.0.line.get_or_init(|| self.line()).clone()
+    }
+
+    fn line(&self) -> Option<HeaderValue> {
         let members = [
             (CLUSTER, self.cluster()),
             (NAMESPACE, self.namespace()),
@@ -209,16 +238,41 @@ impl Baggage {
             (REGION, self.region()),
             (ZONE, self.zone()),
         ];
-        let mut line = String::new();
+        let mut line = String::with_capacity(128);
         for (key, value) in members {
             let Some(value) = value else { continue };
-            let comma = if line.is_empty() { "" } else { "," };
-            let member = format!("{comma}{key}={}", encode(value));
-            if line.len() + member.len() <= MAX_BYTES {
-                line.push_str(&member);
+            let before = line.len();
+            if !line.is_empty() {
+                line.push(',');
+            }
+            line.push_str(key);
+            line.push('=');
+            encode(value, &mut line);
+            if line.len() > MAX_BYTES {
+                line.truncate(before);
             }
         }
         if line.is_empty() { None } else { HeaderValue::try_from(line).ok() }
+    }
+}
+
+impl PartialEq for Baggage {
+    fn eq(&self, other: &Self) -> bool {
+        self.fields() == other.fields()
+    }
+}
+
+impl Eq for Baggage {}
+
+impl Hash for Baggage {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.fields().hash(state);
+    }
+}
+
+impl fmt::Debug for Baggage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Baggage").field(self.fields()).finish()
     }
 }
 
@@ -227,8 +281,7 @@ fn present(value: String) -> Option<String> {
 }
 
 /// Percent-encodes what is no `baggage-octet` (W3C Baggage, "Definition").
-fn encode(value: &str) -> String {
-    let mut encoded = String::with_capacity(value.len());
+fn encode(value: &str, encoded: &mut String) {
     for byte in value.bytes() {
         if byte.is_ascii_graphic() && !b"\",;\\%".contains(&byte) {
             encoded.push(char::from(byte));
@@ -237,7 +290,6 @@ fn encode(value: &str) -> String {
             let _ = write!(encoded, "%{byte:02X}");
         }
     }
-    encoded
 }
 
 /// A `%` that no two hexadecimal digits follow stands for itself.

@@ -1,5 +1,6 @@
 //! The `forwarded` header.
 
+use std::fmt::Write;
 use std::net::SocketAddr;
 
 use http::HeaderValue;
@@ -87,16 +88,19 @@ impl Forwarded {
 
     /// `None` when there is nothing to send.
     pub(super) fn write(&self) -> Option<HeaderValue> {
-        let client = self.client.map(|c| format!("for=\"{}\"", Authority::Ip(c)));
-        let host = self.host.as_ref().map(|h| {
-            let is_token = h.bytes().all(quoted::is_token_byte);
-            if is_token { format!("host={h}") } else { format!("host={}", quoted::quote(h)) }
-        });
-        let parameters: Vec<_> = client.into_iter().chain(host).collect();
-        if parameters.is_empty() {
-            return None;
+        let mut line = String::with_capacity(96);
+        if let Some(client) = self.client {
+            // Writing to a `String` does not fail.
+            let _ = write!(line, "for=\"{}\"", Authority::Ip(client));
         }
-        HeaderValue::try_from(parameters.join(";")).ok()
+        if let Some(host) = &self.host {
+            line.push_str(if line.is_empty() { "host=" } else { ";host=" });
+            match host.bytes().all(quoted::is_token_byte) {
+                true => line.push_str(host),
+                false => line.push_str(&quoted::quote(host)),
+            }
+        }
+        if line.is_empty() { None } else { HeaderValue::try_from(line).ok() }
     }
 }
 

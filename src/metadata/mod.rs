@@ -13,11 +13,13 @@ mod baggage;
 mod forwarded;
 pub(crate) mod proxy_status;
 mod quoted;
+mod received;
 mod traceparent;
 
 pub use self::backend::{BackendToken, BackendTokenError};
 pub use self::baggage::{Baggage, WorkloadType};
 pub use self::forwarded::Forwarded;
+pub(crate) use self::received::Received;
 pub use self::traceparent::Traceparent;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -233,7 +235,7 @@ impl Metadata {
         let typed = [
             (BAGGAGE, self.baggage.as_ref().and_then(Baggage::write)),
             (FORWARDED, self.forwarded.as_ref().and_then(Forwarded::write)),
-            (TRACEPARENT, self.traceparent.and_then(|t| HeaderValue::try_from(t.to_string()).ok())),
+            (TRACEPARENT, self.traceparent.map(|t| t.write())),
             (X_FORWARDED_NETWORK, self.forwarded_network.as_ref().and_then(|n| HeaderValue::try_from(n).ok())),
             (X_HBONE_BACKEND, self.backend.as_ref().and_then(BackendToken::write)),
             (X_HBONE_BACKENDS, BackendToken::write_list(&self.known_backends)),
@@ -243,8 +245,8 @@ impl Metadata {
         }
         for (name, value) in typed {
             if let Some(value) = value {
-                headers.remove(&name);
-                append(headers, &name, &value);
+                // As in `append`.
+                let _ = headers.try_insert(name, value);
             }
         }
         for (name, value) in &self.other {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use http::HeaderValue;
+
 use crate::error::{Error, Result};
 
 /// The place of a tunnel in a distributed trace: the `traceparent` header (W3C Trace Context, section 3.2).
@@ -64,6 +66,23 @@ impl Traceparent {
             return None;
         }
         Self::new(trace_id, parent_id, flags & SAMPLED != 0)
+    }
+}
+
+impl Traceparent {
+    pub(super) fn write(&self) -> HeaderValue {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [b'-'; 55];
+        let hex = |out: &mut [u8], bytes: &[u8]| {
+            for (pair, byte) in out.chunks_exact_mut(2).zip(bytes) {
+                pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+            }
+        };
+        hex(&mut text[..2], &[0]);
+        hex(&mut text[3..35], &self.trace_id);
+        hex(&mut text[36..52], &self.parent_id);
+        hex(&mut text[53..], &[u8::from(self.sampled)]);
+        HeaderValue::from_bytes(&text).expect("hexadecimal digits")
     }
 }
 

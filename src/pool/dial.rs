@@ -167,7 +167,7 @@ async fn nest(
     let nested = timeout_at(deadline, nesting).await;
     match nested {
         Ok(Ok(nested)) => {
-            asked.opened(&nested.answer);
+            asked.opened(|| &nested.answer);
             Ok(nested)
         }
         Ok(Err(failed)) if progress.is(Stage::Open) => Err(failed),

@@ -107,7 +107,7 @@ impl Lease {
         let (mut tunnel, asked) = self.ask(authority, metadata, patience).await?;
         match tunnel.opened().await {
             Ok(()) => {
-                asked.opened(tunnel.metadata());
+                asked.opened(|| tunnel.metadata());
                 Ok(tunnel)
             }
             Err(error) => Err(asked.failed(error)),
@@ -156,11 +156,11 @@ pub(super) struct Asked {
 
 impl Asked {
     /// The 200 is here, with this.
-    pub(super) fn opened(self, metadata: &Metadata) {
+    pub(super) fn opened<'a>(self, metadata: impl FnOnce() -> &'a Metadata) {
         if self.connection.untold.swap(false, Ordering::Relaxed)
             && let Some(pool) = self.pool.upgrade()
         {
-            let backend = metadata.baggage().and_then(Backend::from_baggage);
+            let backend = metadata().baggage().and_then(Backend::from_baggage);
             pool.step(|state, now| state.learned(self.connection.id, backend, now));
         }
     }

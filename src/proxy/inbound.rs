@@ -11,7 +11,7 @@ use crate::drain::Watch;
 use crate::error::Result;
 use crate::identity::TrustDomains;
 use crate::io::{Dial, Stream, dial};
-use crate::mesh::Workload;
+use crate::mesh::{LastBaggage, Workload};
 use crate::metadata::Metadata;
 use crate::policy::{ConnectionInfo, authorize};
 use crate::refusal::{Refusal, RefusalReason};
@@ -32,6 +32,7 @@ struct Inner {
     acceptor: Acceptor,
     dialer: Arc<dyn Dial>,
     config: Arc<Config>,
+    baggage: LastBaggage,
 }
 
 impl Inbound {
@@ -47,7 +48,15 @@ impl Inbound {
         config: Arc<Config>,
     ) -> Self {
         let acceptor = Acceptor::new(credentials, trusted, config.clone());
-        Self(Arc::new(Inner { mesh, namespace: namespace.to_owned(), name: name.to_owned(), acceptor, dialer, config }))
+        Self(Arc::new(Inner {
+            mesh,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            acceptor,
+            dialer,
+            config,
+            baggage: LastBaggage::default(),
+        }))
     }
 
     /// Serves one connection until it ends or the drain does. `from` is its peer's address: policies may ask for it, and
@@ -118,7 +127,7 @@ impl Inner {
             }
         };
         tracing::debug!(peer, %target, %destination, "tunnel opened");
-        let answer = Metadata::default().with_baggage(workload.baggage());
+        let answer = Metadata::default().with_baggage(self.baggage.of(&workload));
         Ok(Some(Box::new((incoming.accept(&answer)?, application))))
     }
 

@@ -12,7 +12,7 @@ use crate::authority::Authority;
 use crate::conn::{LingeringTunnel, Shared};
 use crate::error::{Layer, Result};
 use crate::identity::SpiffeId;
-use crate::metadata::{Metadata, PROXY_STATUS, proxy_status};
+use crate::metadata::{Metadata, PROXY_STATUS, Received, proxy_status};
 use crate::refusal::Refusal;
 use crate::tunnel::{ResetReason, TunnelStream};
 
@@ -22,7 +22,7 @@ use crate::tunnel::{ResetReason, TunnelStream};
 /// it with REFUSED_STREAM, which tells the peer that it may try again.
 pub struct Incoming {
     authority: Authority,
-    metadata: Box<Metadata>,
+    metadata: Box<Received>,
     shared: Arc<Shared>,
     /// `None` once answered.
     parts: Option<(h2::RecvStream, h2::server::SendResponse<Bytes>)>,
@@ -31,12 +31,12 @@ pub struct Incoming {
 impl Incoming {
     pub(super) fn new(
         authority: Authority,
-        headers: &HeaderMap,
+        headers: HeaderMap,
         recv: h2::RecvStream,
         respond: h2::server::SendResponse<Bytes>,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { authority, metadata: Box::new(Metadata::from_headers(headers)), shared, parts: Some((recv, respond)) }
+        Self { authority, metadata: Box::new(Received::new(headers)), shared, parts: Some((recv, respond)) }
     }
 
     /// Where the tunnel is to lead.
@@ -46,7 +46,7 @@ impl Incoming {
 
     /// What the peer says of itself. Only [`Incoming::peer_identity`] is verified.
     pub fn metadata(&self) -> &Metadata {
-        &self.metadata
+        self.metadata.get()
     }
 
     /// Who the peer has proved to be. `None` where the connection runs over a byte stream that knows of none.
@@ -124,7 +124,7 @@ impl fmt::Debug for Incoming {
         f.debug_struct("Incoming")
             .field("authority", &self.authority)
             .field("peer", &self.shared.peer())
-            .field("metadata", &self.metadata)
+            .field("metadata", self.metadata())
             .finish_non_exhaustive()
     }
 }

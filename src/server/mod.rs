@@ -165,7 +165,7 @@ where
     ) -> Option<Incoming> {
         let (head, recv) = request.into_parts();
         match target(&head) {
-            Ok(authority) => Some(Incoming::new(authority, &head.headers, recv, respond, self.shared.clone())),
+            Ok(authority) => Some(Incoming::new(authority, head.headers, recv, respond, self.shared.clone())),
             Err(refusal) => {
                 tracing::debug!(peer = ?self.shared.peer(), %refusal, "request refused");
                 refuse(recv, respond, &self.shared, &refusal);

@@ -64,6 +64,9 @@ impl Credentials {
         roots: Vec<CertificateDer<'static>>,
     ) -> Result<Self> {
         let provider = provider();
+        // aws-lc gathers entropy when it is asked for the first time, for up to a tenth of a second: better now than in the
+        // first handshake.
+        provider.secure_random.fill(&mut [0]).map_err(|_| invalid("the system has no randomness"))?;
         let leaf = chain.first().ok_or_else(|| invalid("the certificate chain is empty"))?.clone();
         if roots.is_empty() {
             return Err(invalid("there is no trusted root"));

@@ -20,7 +20,7 @@ use crate::conn::Shared;
 use crate::error::Result;
 use crate::identity::SpiffeId;
 use crate::io::{BytesRead, BytesWrite, Stream};
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, Received};
 
 pub(crate) use opening::{Opening, Progress, Stage};
 use recv::Source;
@@ -61,7 +61,7 @@ pub struct TunnelStream {
     send: TunnelSend,
     authority: Authority,
     /// Boxed, and dropped early: tunnels are many and mostly idle. `None` stands for the empty one.
-    metadata: Option<Box<Metadata>>,
+    metadata: Option<Box<Received>>,
 }
 
 /// Why this side ends a tunnel before its time (RFC 9113, section 7).
@@ -96,7 +96,7 @@ impl TunnelStream {
         shared: Arc<Shared>,
         slot: Option<Slot>,
         authority: Authority,
-        metadata: Box<Metadata>,
+        metadata: Box<Received>,
     ) -> Self {
         Self::with(Source::Open(recv), send, shared, slot, authority, Some(metadata))
     }
@@ -118,7 +118,7 @@ impl TunnelStream {
         shared: Arc<Shared>,
         slot: Option<Slot>,
         authority: Authority,
-        metadata: Option<Box<Metadata>>,
+        metadata: Option<Box<Received>>,
     ) -> Self {
         let slot = slot.map(Arc::new);
         let finished = Arc::new(Finished::default());
@@ -175,7 +175,7 @@ impl TunnelStream {
     /// What the peer said of itself: with the CONNECT at the server, with the 200 at the client, and nothing before that.
     pub fn metadata(&self) -> &Metadata {
         static NOTHING: LazyLock<Metadata> = LazyLock::new(Metadata::default);
-        self.metadata.as_deref().unwrap_or(&NOTHING)
+        self.metadata.as_deref().map_or(&NOTHING, Received::get)
     }
 
     /// Forgets what the peer said of itself, for the sake of memory.

@@ -12,7 +12,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::authority::Authority;
 use crate::conn::Shared;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
-use crate::metadata::{Metadata, proxy_status};
+use crate::metadata::{Received, proxy_status};
 
 /// Waits for the answer, up to a deadline.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct Opening {
 /// What came of it. A refusal, too, has a stream to end in order.
 pub(super) struct Opened {
     pub(super) recv: h2::RecvStream,
-    pub(super) result: Result<Box<Metadata>>,
+    pub(super) result: Result<Box<Received>>,
 }
 
 impl Opening {
@@ -47,7 +47,7 @@ impl Opening {
         };
         let (head, recv) = response.into_parts();
         let result = if head.status.is_success() {
-            Ok(Box::new(Metadata::from_headers(&head.headers)))
+            Ok(Box::new(Received::new(head.headers)))
         } else {
             let refusal = proxy_status::decode(head.status, &head.headers);
             Err(shared.describe(Error::new(ErrorKind::Refused(refusal), Layer::Connect, Side::Remote, doing())))

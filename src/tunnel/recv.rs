@@ -13,7 +13,7 @@ use super::{Finished, Slot};
 use crate::conn::{LingeringTunnel, Meter, Shared};
 use crate::error::{Error, Layer, Result};
 use crate::io::BytesRead;
-use crate::metadata::Metadata;
+use crate::metadata::Received;
 
 /// The receiving half of a [`TunnelStream`](super::TunnelStream).
 ///
@@ -86,7 +86,7 @@ impl TunnelRecv {
     }
 
     /// Ready when the tunnel is open, or will not be. With what the peer said of itself, once.
-    pub(super) fn poll_opened(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Box<Metadata>>>> {
+    pub(super) fn poll_opened(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Box<Received>>>> {
         let opening = match &mut self.unopened {
             None => return Poll::Ready(Ok(None)),
             Some(Unopened::Failed(error)) => return Poll::Ready(Err(error.clone())),
