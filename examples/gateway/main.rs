@@ -62,17 +62,14 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let mut tasks = JoinSet::new();
     let listener = tcp::listen(args.listen)?;
     tracing::info!(address = %listener.local_addr()?, "gateway");
-    let (runtimes, watching) = (workers.handles().to_vec(), watch.clone());
-    tasks.spawn(async move {
-        let serve = move |stream, peer, drain| {
-            let gateway = gateway.clone();
-            async move {
-                if let Err(error) = gateway.serve(stream, Some(peer), &drain).await {
-                    tracing::warn!(%error, "connection");
-                }
+    let serve = move |_, stream, peer, drain| {
+        let gateway = gateway.clone();
+        async move {
+            if let Err(error) = gateway.serve(stream, Some(peer), &drain).await {
+                tracing::warn!(%error, "connection");
             }
-        };
-        tcp::accept_in_turn(listener, &runtimes, watching, serve).await;
-    });
+        }
+    };
+    tasks.spawn(tcp::accept_across(listener, None, workers.set(), watch.clone(), serve));
     args.common.run(tasks, drain, watch).await
 }

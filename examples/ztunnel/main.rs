@@ -17,7 +17,7 @@ use hbone::balance::WeightedRandom;
 use hbone::connector::{Connector, ConnectorConfig};
 use hbone::io::{RelayStats, Stream};
 use hbone::pool::{Pool, PoolConfig};
-use hbone::proxy::{Inbound, Outbound, Workers, socks5, tcp};
+use hbone::proxy::{Inbound, Outbound, WorkerSet, socks5, tcp};
 use hbone::{Authority, Config, drain};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -139,32 +139,29 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
         config.clone(),
     );
     let workers = args.common.workers()?;
-    let pools = workers.handles().iter().map(|_| Pool::new(dialer.clone(), config.clone(), args.pool()));
-    let pools: Vec<Pool> = pools.collect();
+    let pools =
+        workers.set().handles().map(|_| Pool::new(dialer.clone(), config.clone(), args.pool())).collect::<Vec<_>>();
     let (own, balance) = (Arc::new(credentials), Arc::new(WeightedRandom::new()));
     let connector = Connector::new(mesh, namespace, name, &pools[0], own, balance, args.connector())?;
     let ways = pools.iter().map(|pool| Ok(Outbound::new(connector.with_pool(pool)?)));
-    let ways = ways.collect::<hbone::Result<Vec<_>>>()?;
+    let ways = ways.collect::<hbone::Result<Arc<[_]>>>()?;
 
     let (drain, watch) = drain::channel();
     let mut tasks = JoinSet::new();
     if let Some(address) = args.inbound {
         let listener = tcp::listen(address)?;
         tracing::info!(address = %listener.local_addr()?, "inbound");
-        let (runtimes, watching) = (workers.handles().to_vec(), watch.clone());
-        tasks.spawn(async move {
-            let serve = move |stream, peer, drain| {
-                let inbound = inbound.clone();
-                async move {
-                    if let Err(error) = inbound.serve(stream, Some(peer), &drain).await {
-                        tracing::warn!(%error, "inbound connection");
-                    }
+        let serve = move |_, stream, peer, drain| {
+            let inbound = inbound.clone();
+            async move {
+                if let Err(error) = inbound.serve(stream, Some(peer), &drain).await {
+                    tracing::warn!(%error, "inbound connection");
                 }
-            };
-            tcp::accept_in_turn(listener, &runtimes, watching, serve).await;
-        });
+            }
+        };
+        tasks.spawn(tcp::accept_across(listener, None, workers.set(), watch.clone(), serve));
     }
-    let mut applications = Applications { workers: &workers, ways, watch: &watch, tasks: &mut tasks };
+    let mut applications = Applications { workers: workers.set(), ways, watch: &watch, tasks: &mut tasks };
     if let Some(address) = args.outbound {
         applications.take("outbound", address, |outbound, mut stream, peer, drain| {
             until_forced(drain, peer, async move {
@@ -193,9 +190,9 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
 
 /// Whose connections go out, on all threads.
 struct Applications<'a> {
-    workers: &'a Workers,
+    workers: WorkerSet,
     /// Each thread's.
-    ways: Vec<Outbound>,
+    ways: Arc<[Outbound]>,
     watch: &'a drain::Watch,
     tasks: &'a mut JoinSet<()>,
 }
@@ -207,14 +204,15 @@ impl Applications<'_> {
         F: Fn(Outbound, TcpStream, SocketAddr, drain::Watch) -> S + Clone + Send + Sync + 'static,
         S: Future<Output = ()> + Send + 'static,
     {
-        let listeners = tcp::listen_on_each(address, self.workers.handles())?;
+        let listeners = tcp::listen_on_each(address, &self.workers)?;
         if let Some(listener) = listeners.first() {
             tracing::info!(address = %listener.local_addr()?, "{what}");
         }
-        for ((listener, runtime), outbound) in listeners.into_iter().zip(self.workers.handles()).zip(&self.ways) {
-            let (serve, outbound) = (serve.clone(), outbound.clone());
-            let serve = move |stream, peer, drain| serve(outbound.clone(), stream, peer, drain);
-            self.tasks.spawn_on(tcp::accept_each(listener, self.watch.clone(), serve), runtime);
+        for (home, (listener, runtime)) in listeners.into_iter().zip(self.workers.handles()).enumerate() {
+            let (serve, ways) = (serve.clone(), self.ways.clone());
+            let serve = move |worker: usize, stream, peer, drain| serve(ways[worker].clone(), stream, peer, drain);
+            let accepting = tcp::accept_across(listener, Some(home), self.workers.clone(), self.watch.clone(), serve);
+            self.tasks.spawn_on(accepting, runtime);
         }
         Ok(())
     }

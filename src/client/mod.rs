@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::authority::Authority;
 use crate::config::Config;
-use crate::conn::{EarlyBytes, Shared, Transport, Upkeep, client_builder};
+use crate::conn::{EarlyBytes, Shared, Traffic, Transport, Upkeep, client_builder};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::metadata::Metadata;
@@ -217,9 +217,9 @@ impl Client {
         self.shared.reads()
     }
 
-    /// Counts bytes in both directions.
-    pub(crate) fn moved(&self) -> u64 {
-        self.shared.moved()
+    /// The count of its bytes, which does not keep it open.
+    pub(crate) fn traffic(&self) -> Traffic {
+        Traffic(self.shared.clone())
     }
 
     /// What the peer does with bytes before its 200.

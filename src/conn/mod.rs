@@ -176,6 +176,17 @@ impl Shared {
     }
 }
 
+/// The count of a connection's bytes.
+#[derive(Debug)]
+pub(crate) struct Traffic(pub(crate) Arc<Shared>);
+
+impl Traffic {
+    /// In both directions.
+    pub(crate) fn moved(&self) -> u64 {
+        self.0.moved()
+    }
+}
+
 /// The error of a connection that `side` gave up with a code. Where this side did so over what the peer sent, the peer is at
 /// fault.
 fn go_away(code: u32, side: Side, doing: &'static str) -> Error {

@@ -17,6 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use plain::Plain;
 pub use read_ahead::ReadAhead;
+#[cfg(feature = "proxy")]
+pub(crate) use relay::relay_in_turns;
 pub use relay::{RelayEnd, RelayError, RelayOperation, RelayStats, relay};
 pub(crate) use stream::dial;
 pub use stream::{Accept, Accepted, BoxStream, Dial, Stream};

@@ -111,13 +111,24 @@ where
     A: BytesRead + BytesWrite + Unpin,
     B: BytesRead + BytesWrite + Unpin,
 {
+    relay_in_turns(a, b, |_| {}).await
+}
+
+/// [`relay`], with `after` told at the end of each turn how many bytes it has moved.
+pub(crate) async fn relay_in_turns<A, B>(a: &mut A, b: &mut B, after: impl Fn(u64)) -> Result<RelayStats, RelayError>
+where
+    A: BytesRead + BytesWrite + Unpin,
+    B: BytesRead + BytesWrite + Unpin,
+{
     let mut up = Direction::default();
     let mut down = Direction::default();
     let result = poll_fn(|cx| {
+        let before = up.moved + down.moved;
         let up_done =
             up.poll(cx, a, b).map_err(|(from, op, e)| (if from { RelayEnd::A } else { RelayEnd::B }, op, e))?;
         let down_done =
             down.poll(cx, b, a).map_err(|(from, op, e)| (if from { RelayEnd::B } else { RelayEnd::A }, op, e))?;
+        after(up.moved + down.moved - before);
         if up_done.is_ready() && down_done.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
     .await;

@@ -12,6 +12,8 @@ use super::Inner;
 use super::dial::BoxDriver;
 use super::lease::Connection;
 use super::state::{ConnId, Strain};
+use super::turn::give_way;
+use crate::conn::Traffic;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::tunnel::Slots;
 
@@ -23,6 +25,9 @@ pub(super) struct Driven {
     /// Does not keep the connection open.
     connection: Weak<Connection>,
     slots: Arc<Slots>,
+    traffic: Traffic,
+    /// What had been moved after the last turn.
+    moved: u64,
     told: Told,
     load: Load,
 }
@@ -60,6 +65,8 @@ impl Driven {
             connection: Arc::downgrade(connection),
             told: Told { limit: slots.limit(), settled: false, closed: false },
             slots,
+            traffic: connection.client.traffic(),
+            moved: 0,
             load: Load { since: Instant::now(), worked: Duration::ZERO, moved: 0, strain: Strain::Light },
         }
     }
@@ -104,9 +111,10 @@ impl Future for Driven {
         let this = &mut *self;
         let began = Instant::now();
         let result = this.driver.as_mut().poll(cx);
-        let moved = || this.connection.upgrade().map_or(0, |connection| connection.client.moved());
+        let moved = this.traffic.moved();
         let strain = this.load.add(began, Instant::now(), moved);
         this.tell(strain, &result);
+        give_way(moved - std::mem::replace(&mut this.moved, moved));
         result.map(|result| {
             if let Err(error) = result {
                 tracing::debug!(%error, "connection ended");
@@ -125,13 +133,12 @@ impl Drop for Driven {
 
 impl Load {
     /// Adds some work. Says so when that makes a difference.
-    fn add(&mut self, began: Instant, ended: Instant, moved: impl FnOnce() -> u64) -> Option<Strain> {
+    fn add(&mut self, began: Instant, ended: Instant, moved: u64) -> Option<Strain> {
         self.worked += ended - began;
         let elapsed = ended - self.since;
         if elapsed < WINDOW {
             return None;
         }
-        let moved = moved();
         let bytes = u128::from(moved.saturating_sub(self.moved)) * WINDOW.as_nanos() / elapsed.as_nanos();
         // Full at four fifths of the time, and no more below a half; likewise with bulk.
         let full = self.worked * 10 >= elapsed * if self.strain == Strain::Full { 5 } else { 8 };

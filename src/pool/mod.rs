@@ -97,6 +97,7 @@ mod source;
 mod state;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 use std::fmt;
 use std::sync::Arc;
@@ -110,6 +111,8 @@ use self::inner::Inner;
 pub use self::lease::{Lease, LeaseError};
 pub use self::source::Source;
 use self::state::Key;
+#[cfg(feature = "proxy")]
+pub(crate) use self::turn::give_way;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::Dial;

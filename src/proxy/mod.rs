@@ -24,4 +24,4 @@ mod workers;
 pub use gateway::Gateway;
 pub use inbound::Inbound;
 pub use outbound::Outbound;
-pub use workers::Workers;
+pub use workers::{WorkerSet, Workers};

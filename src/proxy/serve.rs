@@ -1,17 +1,19 @@
 //! The server's side that inbound and gateway share: TLS, HTTP/2, and a task for each tunnel.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{BoxStream, ReadAhead};
+use crate::pool::give_way;
 use crate::refusal::{Refusal, RefusalReason};
-use crate::server::{Builder, Incoming};
+use crate::server::{Builder, Incoming, Server};
 use crate::tls::Acceptor;
 
 /// Serves one connection until it ends, or until the drain does.
@@ -49,7 +51,7 @@ where
     let mut draining = false;
     let result = loop {
         tokio::select! {
-            incoming = server.accept() => match incoming {
+            incoming = accept(&mut server) => match incoming {
                 Some(Ok(incoming)) => { tunnels.spawn(tunnel(incoming)); }
                 Some(Err(e)) => break Err(e),
                 None => break Ok(()),
@@ -68,6 +70,17 @@ where
         () = drain.forced() => {}
     }
     result
+}
+
+/// [`Server::accept`], giving way to other threads after much work.
+async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(server: &mut Server<IO>) -> Option<Result<Incoming>> {
+    poll_fn(|cx| {
+        let before = server.moved();
+        let accepted = server.poll_accept(cx);
+        give_way(server.moved() - before);
+        accepted
+    })
+    .await
 }
 
 /// The refusal for a destination that could not be reached. Its address and the whole story stay on this side: the peer may

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::WorkerSet;
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{Accept, Accepted, BoxStream, Dial, Stream};
@@ -111,13 +111,13 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
     bind(address, false).map_err(|e| not_listening(address, e))
 }
 
-/// Listens on an address with a socket for each of several runtimes, such as those of [`Workers`](super::Workers). On Linux
-/// the system spreads the connections over them evenly; elsewhere whichever runtime is first takes one.
+/// Listens on an address with a socket for each worker, in order; see [`accept_across`]. On Linux the system spreads the
+/// connections over them evenly; elsewhere whichever worker is first takes one.
 ///
 /// # Errors
 ///
 /// As [`listen`]; also where another process listens there.
-pub fn listen_on_each(address: SocketAddr, runtimes: &[Handle]) -> Result<Vec<TcpListener>> {
+pub fn listen_on_each(address: SocketAddr, workers: &WorkerSet) -> Result<Vec<TcpListener>> {
     let open = || -> io::Result<Vec<TcpListener>> {
         // Sharing a port is for this process alone: without this, a second one would silently get half of all connections.
         let first = bind(address, false)?;
@@ -125,13 +125,14 @@ pub fn listen_on_each(address: SocketAddr, runtimes: &[Handle]) -> Result<Vec<Tc
         #[cfg(target_os = "linux")]
         {
             drop(first);
-            runtimes.iter().map(|runtime| (runtime.enter(), bind(address, true)).1).collect()
+            workers.handles().map(|runtime| (runtime.enter(), bind(address, true)).1).collect()
         }
         #[cfg(not(target_os = "linux"))]
         {
             let first = first.into_std()?;
-            let again = |runtime: &Handle| (runtime.enter(), TcpListener::from_std(first.try_clone()?)).1;
-            runtimes.iter().map(again).collect()
+            let again =
+                |runtime: &tokio::runtime::Handle| (runtime.enter(), TcpListener::from_std(first.try_clone()?)).1;
+            workers.handles().map(again).collect()
         }
     };
     open().map_err(|e| not_listening(address, e))
@@ -171,33 +172,42 @@ where
     .await;
 }
 
-/// [`accept_each`], with each connection served by the next of several runtimes in turn, such as those of
-/// [`Workers`](super::Workers): for connections that are few and live long. Where there are many and short ones,
-/// [`listen_on_each`] is cheaper.
+/// [`accept_each`], with each connection served by one of several workers, whose number `serve` is told.
+///
+/// With `home`, this runs on that worker with one of the listeners of [`listen_on_each`], and serves what comes: the way for
+/// connections that are many. Without, it runs anywhere, and each worker gets one in turn: the way for those that are few
+/// and live long. In both cases a worker that has little time left is spared while another one has far more.
 ///
 /// # Panics
 ///
-/// When there are no runtimes.
-pub async fn accept_in_turn<F, S>(listener: TcpListener, runtimes: &[Handle], drain: Watch, serve: F)
+/// When there are no workers.
+pub async fn accept_across<F, S>(listener: TcpListener, home: Option<usize>, workers: WorkerSet, drain: Watch, serve: F)
 where
-    F: Fn(TcpStream, SocketAddr, Watch) -> S + Clone + Send + 'static,
+    F: Fn(usize, TcpStream, SocketAddr, Watch) -> S + Clone + Send + 'static,
     S: Future<Output = ()> + Send + 'static,
 {
-    let mut turns = runtimes.iter().cycle();
+    let mut turns = (0..workers.handles().len()).cycle();
     accept(listener, drain, |tasks, stream, peer, drain| {
-        let (runtime, serve) = (turns.next().expect("at least one runtime"), serve.clone());
+        let preferred = home.or_else(|| turns.next()).expect("at least one worker");
+        let (worker, runtime) = workers.pick(preferred);
+        if home == Some(worker) {
+            tasks.spawn(serve(worker, stream, peer, drain));
+            return;
+        }
+        let lost = move |error| tracing::warn!(%peer, %error, "connection lost before it was served");
+        let serve = serve.clone();
         // Its events are to come to the other runtime.
         match stream.into_std() {
             Ok(stream) => {
                 let serving = async move {
                     match TcpStream::from_std(stream) {
-                        Ok(stream) => serve(stream, peer, drain).await,
-                        Err(error) => tracing::warn!(%peer, %error, "connection lost before it was served"),
+                        Ok(stream) => serve(worker, stream, peer, drain).await,
+                        Err(error) => lost(error),
                     }
                 };
                 tasks.spawn_on(serving, runtime);
             }
-            Err(error) => tracing::warn!(%peer, %error, "connection lost before it was served"),
+            Err(error) => lost(error),
         }
     })
     .await;

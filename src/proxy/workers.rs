@@ -2,16 +2,19 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 
 /// After so many tasks the thread looks whether anything has come for others. By default it is 61: behind bulk transfers, where
 /// each of them takes a tenth of a millisecond, that is long.
-const EVENT_INTERVAL: u32 = 8;
+const EVENT_INTERVAL: u32 = 16;
 
 /// Threads that share no work: what is spawned on one of them stays there.
 ///
@@ -24,8 +27,18 @@ const EVENT_INTERVAL: u32 = 8;
 /// Dropping it stops the threads, and with them whatever is still running there.
 #[derive(Debug)]
 pub struct Workers {
-    handles: Vec<Handle>,
+    set: WorkerSet,
     threads: Vec<Thread>,
+}
+
+/// The runtimes of [`Workers`], to spawn on. Cheap to clone, and does not keep the threads.
+#[derive(Clone, Debug)]
+pub struct WorkerSet(Arc<[Worker]>);
+
+#[derive(Debug)]
+struct Worker {
+    handle: Handle,
+    load: Mutex<Load>,
 }
 
 #[derive(Debug)]
@@ -41,20 +54,83 @@ impl Workers {
     ///
     /// [`ErrorKind::Local`] when the system has no more threads or file descriptors.
     pub fn start(threads: NonZeroUsize) -> Result<Self> {
-        let mut workers = Self { handles: Vec::new(), threads: Vec::new() };
+        let mut workers = Self { set: WorkerSet([].into()), threads: Vec::new() };
+        let mut set = Vec::new();
         for n in 0..threads.get() {
             let (handle, thread) = start(n).map_err(|e| {
                 Error::new(ErrorKind::Local, Layer::Config, Side::Local, "starting a thread").with_source(e)
             })?;
-            workers.handles.push(handle);
+            set.push(Worker { handle, load: Mutex::new(Load::new(Instant::now())) });
             workers.threads.push(thread);
         }
+        workers.set = WorkerSet(set.into());
         Ok(workers)
     }
 
-    /// The runtime of each thread, to spawn on.
-    pub fn handles(&self) -> &[Handle] {
-        &self.handles
+    /// Their runtimes.
+    pub fn set(&self) -> WorkerSet {
+        self.set.clone()
+    }
+}
+
+impl WorkerSet {
+    /// The runtime of each thread, in order.
+    pub fn handles(&self) -> impl ExactSizeIterator<Item = &Handle> {
+        self.0.iter().map(|worker| &worker.handle)
+    }
+
+    /// Where to put a connection that would be put on the thread `preferred`: there, unless it has little time left and
+    /// another one far more. Small messages beside bulk then come to a thread that has time for them.
+    pub(super) fn pick(&self, preferred: usize) -> (usize, &Handle) {
+        let loads: Vec<u32> = self.0.iter().map(Worker::load).collect();
+        let picked = pick(&loads, preferred);
+        (picked, &self.0[picked].handle)
+    }
+}
+
+/// A worker that is busy for so much of its time, in permille, may have bulk to move.
+const BUSY: u32 = 500;
+
+/// By how much of its time each has been busy, in permille.
+fn pick(loads: &[u32], preferred: usize) -> usize {
+    let least = loads.iter().enumerate().min_by_key(|(_, load)| **load);
+    match (loads.get(preferred), least) {
+        (Some(&load), Some((idlest, &least))) if load >= BUSY && least * 3 <= load => idlest,
+        _ => preferred,
+    }
+}
+
+/// How busy a thread has been of late.
+#[derive(Debug)]
+struct Load {
+    since: Instant,
+    busy: Duration,
+    permille: u32,
+}
+
+/// Over how long that is measured.
+const WINDOW: Duration = Duration::from_millis(200);
+
+impl Load {
+    fn new(now: Instant) -> Self {
+        Self { since: now, busy: Duration::ZERO, permille: 0 }
+    }
+
+    /// Takes note that by now the thread has been busy for so long in all.
+    fn note(&mut self, now: Instant, busy: Duration) -> u32 {
+        let elapsed = now.saturating_duration_since(self.since);
+        if elapsed >= WINDOW {
+            let permille = busy.saturating_sub(self.busy).as_micros() * 1000 / elapsed.as_micros();
+            *self = Self { since: now, busy, permille: u32::try_from(permille).unwrap_or(1000).min(1000) };
+        }
+        self.permille
+    }
+}
+
+impl Worker {
+    fn load(&self) -> u32 {
+        let busy = self.handle.metrics().worker_total_busy_duration(0);
+        self.load.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now(), busy)
     }
 }
 
@@ -85,20 +161,48 @@ impl Drop for Workers {
 mod tests {
     use std::collections::HashSet;
 
+    use rstest::rstest;
+
     use super::*;
+
+    #[rstest]
+    #[case::all_idle(&[0, 0, 0], 1, 1)]
+    #[case::busy_like_the_others(&[900, 950], 1, 1)]
+    #[case::a_little_busier(&[400, 900], 1, 1)]
+    #[case::far_busier(&[300, 900], 1, 0)]
+    #[case::far_busier_than_the_idlest(&[200, 900, 100], 1, 2)]
+    #[case::not_busy_enough_to_matter(&[0, 499], 1, 1)]
+    #[case::alone(&[1000], 0, 0)]
+    fn who_has_little_time_left_hands_on_to_who_has_far_more(
+        #[case] loads: &[u32],
+        #[case] preferred: usize,
+        #[case] expected: usize,
+    ) {
+        assert_eq!(pick(loads, preferred), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_load_is_that_of_the_last_window() {
+        let (start, ms) = (Instant::now(), Duration::from_millis);
+        let mut load = Load::new(start);
+        assert_eq!(load.note(start + ms(10), ms(10)), 0, "too early to tell");
+        assert_eq!(load.note(start + ms(200), ms(160)), 800);
+        assert_eq!(load.note(start + ms(220), ms(161)), 800, "as before");
+        assert_eq!(load.note(start + ms(400), ms(180)), 100);
+    }
 
     #[tokio::test]
     async fn what_is_spawned_on_a_worker_runs_on_its_thread_until_it_is_dropped() {
         let workers = Workers::start(NonZeroUsize::new(3).unwrap()).unwrap();
         let mut threads = HashSet::new();
-        for handle in workers.handles() {
+        for handle in workers.set().handles() {
             let id = || async { thread::current().id() };
             let (first, again) = (handle.spawn(id()).await.unwrap(), handle.spawn(id()).await.unwrap());
             assert_eq!(first, again);
             threads.insert(first);
         }
         assert_eq!(threads.len(), 3);
-        let running = workers.handles()[1].spawn(std::future::pending::<()>());
+        let running = workers.set().handles().nth(1).unwrap().spawn(std::future::pending::<()>());
         drop(workers);
         assert!(running.await.unwrap_err().is_cancelled());
     }

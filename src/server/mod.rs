@@ -158,6 +158,12 @@ where
         self.shared.peer()
     }
 
+    /// Counts bytes in both directions.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn moved(&self) -> u64 {
+        self.shared.moved()
+    }
+
     fn incoming(
         &self,
         request: http::Request<h2::RecvStream>,
