@@ -100,16 +100,21 @@ impl<H: Handle, W> Entry<H, W> {
     }
 
     /// Which connection the next tunnel goes on, if there is room on any: one in its best age before aged ones, one with
-    /// time left before full ones, then the backend with the fewest tunnels. Of connections to the same one without bulk
-    /// before those with it. Of equals the one that has got the fewest of late, so that those whose connection came later
-    /// make up for it at once; else at random.
+    /// time left before full ones, and of those to the same backend one without bulk.
+    ///
+    /// In a spread, the backend with the fewest tunnels; of equals the one that has got the fewest of late, so that those
+    /// whose connection came later make up for it at once; else at random. Where all lead to the same peer, the one with the
+    /// most: what many tunnels have to say leaves in one piece, and the others become idle and are closed.
     pub(super) fn pick(&self, rng: &mut fastrand::Rng) -> Option<usize> {
         let least_of_late =
             self.conns.iter().filter(|conn| conn.has_room()).map(|conn| conn.of_late).min().unwrap_or(0);
         let ranked = self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room()).map(|(place, conn)| {
             let lead = ((conn.of_late - least_of_late) / LEAD).min(MOST_LEAD);
-            let at_backend = if self.is_spread() { self.tunnels_at(conn) + lead } else { 0 };
-            let rank = (conn.aged, conn.strain == Strain::Full, at_backend, conn.strain, conn.open, conn.of_late);
+            let (at_backend, open, of_late) = match self.is_spread() {
+                true => (self.tunnels_at(conn) + lead, conn.open, conn.of_late),
+                false => (0, usize::MAX - conn.open, usize::MAX - conn.of_late),
+            };
+            let rank = (conn.aged, conn.strain == Strain::Full, at_backend, conn.strain, open, of_late);
             (rank, place)
         });
         let (mut best, mut ties) = (None, 0);
