@@ -99,23 +99,22 @@ impl<H: Handle, W> Entry<H, W> {
         }
     }
 
-    /// Which connection the next tunnel goes on, if there is room on any: one in its best age before aged ones, one with
-    /// time left before full ones, and of those to the same backend one without bulk.
+    /// Which connection the next tunnel goes on, if there is room on any: one in its best age before aged ones, and one with
+    /// time left before full ones.
     ///
     /// In a spread, the backend with the fewest tunnels; of equals the one that has got the fewest of late, so that those
-    /// whose connection came later make up for it at once; else at random. Where all lead to the same peer, the one with the
-    /// most: what many tunnels have to say leaves in one piece, and the others become idle and are closed.
+    /// whose connection came later make up for it at once; else at random. Of connections to the same backend one without
+    /// bulk, and then the one with the most tunnels: what they have to say leaves in one piece, and the others become idle
+    /// and are closed.
     pub(super) fn pick(&self, rng: &mut fastrand::Rng) -> Option<usize> {
-        let least_of_late =
-            self.conns.iter().filter(|conn| conn.has_room()).map(|conn| conn.of_late).min().unwrap_or(0);
-        let ranked = self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room()).map(|(place, conn)| {
-            let lead = ((conn.of_late - least_of_late) / LEAD).min(MOST_LEAD);
-            let (at_backend, open, of_late) = match self.is_spread() {
-                true => (self.tunnels_at(conn) + lead, conn.open, conn.of_late),
-                false => (0, usize::MAX - conn.open, usize::MAX - conn.of_late),
-            };
-            let rank = (conn.aged, conn.strain == Strain::Full, at_backend, conn.strain, open, of_late);
-            (rank, place)
+        let with_room = || self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room());
+        let least_of_late = with_room().map(|(_, conn)| self.at_backend(conn).1).min().unwrap_or(0);
+        let ranked = with_room().map(|(place, conn)| {
+            let (open, of_late) = self.at_backend(conn);
+            let lead = ((of_late - least_of_late) / LEAD).min(MOST_LEAD);
+            let among_backends = (open + lead, of_late);
+            let among_equals = (conn.strain, usize::MAX - conn.open, usize::MAX - conn.of_late);
+            ((conn.aged, conn.strain == Strain::Full, among_backends, among_equals), place)
         });
         let (mut best, mut ties) = (None, 0);
         for (rank, place) in ranked {
@@ -142,17 +141,16 @@ impl<H: Handle, W> Entry<H, W> {
         }
     }
 
-    fn is_spread(&self) -> bool {
-        matches!(self.reuse, Reuse::Spread(_))
-    }
-
-    /// The open tunnels to the backend that `conn` leads to.
-    fn tunnels_at(&self, conn: &Conn<H>) -> usize {
-        match &conn.whereabouts {
-            Whereabouts::At(_) if self.twins => {
-                self.conns.iter().filter(|other| other.whereabouts == conn.whereabouts).map(|other| other.open).sum()
+    /// The tunnels to the backend that `conn` leads to: those that are open, and those of late. Nothing where all lead to the
+    /// same.
+    fn at_backend(&self, conn: &Conn<H>) -> (usize, usize) {
+        match (self.reuse, &conn.whereabouts) {
+            (Reuse::Spread(_), Whereabouts::At(_)) if self.twins => {
+                let same = self.conns.iter().filter(|other| other.whereabouts == conn.whereabouts);
+                same.fold((0, 0), |(open, of_late), other| (open + other.open, of_late + other.of_late))
             }
-            _ => conn.open,
+            (Reuse::Spread(_), _) => (conn.open, conn.of_late),
+            (Reuse::Shared | Reuse::Never, _) => (0, 0),
         }
     }
 

@@ -202,3 +202,23 @@ fn at_its_age_each_is_replaced_without_a_gap() {
     assert_eq!(sim.conns.len(), 4, "one successor each");
     sim.wind_up();
 }
+
+#[test]
+fn of_connections_to_the_same_backend_the_one_with_the_most_tunnels_is_next() {
+    let (mut sim, key) = (Sim::new(limits()), spread(1));
+    let mut conns = Vec::new();
+    for _ in 0..3 {
+        while sim.try_checkout(&key).is_some() {}
+        let _ = sim.checkout(&key);
+        conns.push(sim.land(0, Some(token(1)), 50));
+    }
+    for (conn, open) in conns.iter().zip([1, 20, 3]) {
+        while sim.conns[conn].open > open {
+            sim.release(*conn);
+        }
+    }
+    for _ in 0..20 {
+        assert_eq!(sim.checkout(&key), Ok(conns[1]));
+    }
+    sim.wind_up();
+}
