@@ -57,7 +57,7 @@ impl PoolConfig {
     }
 
     /// How long a connection without tunnels is kept. Default 5 minutes, as ztunnel. Raising it saves handshakes and costs
-    /// memory on both sides.
+    /// memory on both sides. One beside others to the same peer is kept for 15 s at most.
     pub fn with_idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle_timeout = timeout.min(LONGEST);
         self

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::entry::Failure;
 use super::timers::Timer;
-use super::{Action, ConnId, EntryId, Handle, SourceId, State, Strain, Why, closed};
+use super::{Action, ConnId, EntryId, Handle, SPARE, SourceId, State, Strain, Why, closed};
 use crate::error::Error;
 
 impl<H: Handle, W> State<H, W> {
@@ -111,8 +111,9 @@ impl<H: Handle, W> State<H, W> {
     }
 
     fn look_at(&mut self, id: ConnId, now: Instant) {
-        let idle_timeout = self.limits.idle_timeout;
         let Some(&entry) = self.at.get(&id) else { return };
+        let is_spare = self.entries.get(&entry).is_some_and(|entry| entry.is_spare(id));
+        let idle_timeout = if is_spare { self.limits.idle_timeout.min(SPARE) } else { self.limits.idle_timeout };
         let Some(conn) = self.conn_mut(entry, id).filter(|conn| conn.handle.is_some()) else { return };
         let idle_until = if conn.open == 0 { conn.idle_since } else { now } + idle_timeout;
         let old = now >= conn.expires;

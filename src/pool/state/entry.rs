@@ -196,6 +196,20 @@ impl<H: Handle, W> Entry<H, W> {
             })
     }
 
+    /// Whether this connection is idle and another one leads to the same: one in use, or one that was in use more recently.
+    pub(super) fn is_spare(&self, id: ConnId) -> bool {
+        let Some(conn) = self.conns.iter().find(|conn| conn.id == id && conn.open == 0) else { return false };
+        let same = |other: &Conn<H>| match (self.reuse, &conn.whereabouts) {
+            (Reuse::Spread(_), Whereabouts::At(_)) => other.whereabouts == conn.whereabouts,
+            (Reuse::Spread(_) | Reuse::Never, _) => false,
+            (Reuse::Shared, _) => true,
+        };
+        let outlives = |other: &Conn<H>| other.open > 0 || (other.idle_since, other.id) > (conn.idle_since, id);
+        self.conns
+            .iter()
+            .any(|other| other.id != id && other.is_usable() && !other.aged && same(other) && outlives(other))
+    }
+
     /// How many dials those who wait want to be started now.
     pub(super) fn dials_wanted(&self, limits: &Limits, now: Instant) -> usize {
         if self.waits_to_retry(now) {

@@ -69,6 +69,10 @@ pub(super) struct Limits {
     pub(super) back_off: (Duration, Duration),
 }
 
+/// After so long an idle connection beside another one to the same peer is closed: what a burst of tunnels needed should not
+/// stay for as long as the only connection does.
+const SPARE: Duration = Duration::from_secs(15);
+
 /// A place on a connection. Give it back with [`State::release`].
 #[derive(Debug)]
 pub(super) struct Grant<H> {
@@ -226,7 +230,12 @@ impl<H: Handle, W> State<H, W> {
         let Some(conn) = self.conn_mut(id, conn) else { return };
         conn.open = conn.open.saturating_sub(1);
         if conn.open == 0 {
+            let conn_id = conn.id;
             conn.idle_since = now;
+            let usable = conn.handle.is_some();
+            if usable && self.entries.get(&id).is_some_and(|entry| entry.is_spare(conn_id)) {
+                self.timers.set(Timer::Conn(conn_id), now + SPARE.min(self.limits.idle_timeout));
+            }
         }
         self.settle(id, now);
         self.feed(now);

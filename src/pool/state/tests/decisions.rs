@@ -46,6 +46,20 @@ fn where_all_lead_to_the_same_a_tunnel_goes_where_the_most_are(#[case] open: &[u
 }
 
 #[test]
+fn what_a_burst_needed_is_closed_soon_after_it_but_for_one_connection() {
+    let (mut sim, key, conns) = shared(&[4, 4, 4]);
+    for conn in &conns {
+        (0..4).for_each(|_| sim.release(*conn));
+    }
+    sim.pass(secs(14));
+    assert_eq!(sim.conns.values().filter(|conn| !conn.dropped).count(), 3);
+    sim.pass(secs(2));
+    assert_eq!(sim.conns.values().filter(|conn| !conn.dropped).count(), 1);
+    assert_eq!(sim.checkout(&key), Ok(conns[2]), "the one that was in use last");
+    sim.wind_up();
+}
+
+#[test]
 fn of_idle_connections_to_the_same_one_is_kept_to_and_the_others_are_closed() {
     let (mut sim, key, _) = shared(&[0, 0, 0]);
     for _ in 0..limits().idle_timeout.as_secs() * 3 / 2 {
