@@ -108,9 +108,10 @@ impl<H: Handle, W> Entry<H, W> {
     /// and are closed.
     pub(super) fn pick(&self, rng: &mut fastrand::Rng) -> Option<usize> {
         let with_room = || self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room());
-        let least_of_late = with_room().map(|(_, conn)| self.at_backend(conn).1).min().unwrap_or(0);
+        let backends = self.backends();
+        let least_of_late = with_room().map(|(_, conn)| self.at_backend(conn, &backends).1).min().unwrap_or(0);
         let ranked = with_room().map(|(place, conn)| {
-            let (open, of_late) = self.at_backend(conn);
+            let (open, of_late) = self.at_backend(conn, &backends);
             let lead = ((of_late - least_of_late) / LEAD).min(MOST_LEAD);
             let among_backends = (open + lead, of_late);
             let among_equals = (conn.strain, usize::MAX - conn.open, usize::MAX - conn.of_late);
@@ -141,17 +142,32 @@ impl<H: Handle, W> Entry<H, W> {
         }
     }
 
-    /// The tunnels to the backend that `conn` leads to: those that are open, and those of late. Nothing where all lead to the
-    /// same.
-    fn at_backend(&self, conn: &Conn<H>) -> (usize, usize) {
-        match (self.reuse, &conn.whereabouts) {
-            (Reuse::Spread(_), Whereabouts::At(_)) if self.twins => {
-                let same = self.conns.iter().filter(|other| other.whereabouts == conn.whereabouts);
-                same.fold((0, 0), |(open, of_late), other| (open + other.open, of_late + other.of_late))
-            }
-            (Reuse::Spread(_), _) => (conn.open, conn.of_late),
-            (Reuse::Shared | Reuse::Never, _) => (0, 0),
+    /// The tunnels to each backend that several connections lead to: those that are open, and those of late.
+    fn backends(&self) -> Vec<(&Backend, usize, usize)> {
+        let mut backends: Vec<(&Backend, usize, usize)> = Vec::new();
+        if !self.twins || !matches!(self.reuse, Reuse::Spread(_)) {
+            return backends;
         }
+        for conn in &self.conns {
+            let Whereabouts::At(backend) = &conn.whereabouts else { continue };
+            match backends.iter_mut().find(|(known, ..)| *known == backend) {
+                Some((_, open, of_late)) => (*open, *of_late) = (*open + conn.open, *of_late + conn.of_late),
+                None => backends.push((backend, conn.open, conn.of_late)),
+            }
+        }
+        backends
+    }
+
+    /// The same of the backend that `conn` leads to. Nothing where all lead to the same.
+    fn at_backend(&self, conn: &Conn<H>, backends: &[(&Backend, usize, usize)]) -> (usize, usize) {
+        if !matches!(self.reuse, Reuse::Spread(_)) {
+            return (0, 0);
+        }
+        match &conn.whereabouts {
+            Whereabouts::At(backend) => backends.iter().find(|(known, ..)| *known == backend),
+            _ => None,
+        }
+        .map_or((conn.open, conn.of_late), |(_, open, of_late)| (*open, *of_late))
     }
 
     /// To be called when connections have come, gone or told where they lead to.
