@@ -180,7 +180,7 @@ where
 ///
 /// # Panics
 ///
-/// When there are no workers.
+/// When there are no workers, or `home` is none of them.
 pub async fn accept_across<F, S>(listener: TcpListener, home: Option<usize>, workers: WorkerSet, drain: Watch, serve: F)
 where
     F: Fn(usize, TcpStream, SocketAddr, Watch) -> S + Clone + Send + 'static,
