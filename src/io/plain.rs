@@ -4,27 +4,24 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::io::poll_read_buf;
 
-use super::{BytesRead, BytesWrite, Spare, buffer_size};
+use super::{BytesRead, BytesWrite, ReadBuffer};
 
 /// Gives any byte stream [`BytesRead`] and [`BytesWrite`].
 ///
-/// Reading uses a buffer that grows with the traffic, from 2 KiB to 128 KiB, and holds none while there is nothing to read.
+/// Reading uses a buffer that follows the traffic, between 2 KiB and 128 KiB, and holds none while there is nothing to read.
 #[derive(Debug)]
 pub struct Plain<T> {
     io: T,
-    buffer: BytesMut,
-    read: u64,
-    spare: Spare,
+    buffer: ReadBuffer,
 }
 
 impl<T> Plain<T> {
     /// Wraps a byte stream.
     pub fn new(io: T) -> Self {
-        Self { io, buffer: BytesMut::new(), read: 0, spare: Spare::default() }
+        Self { io, buffer: ReadBuffer::default() }
     }
 
     /// The byte stream.
@@ -46,23 +43,8 @@ impl<T> Plain<T> {
 impl<T: AsyncRead + Unpin> BytesRead for Plain<T> {
     fn poll_read_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         let this = self.get_mut();
-        let size = buffer_size(this.read);
-        if this.buffer.capacity() < size / 2 {
-            // Takes the old memory again when everything read into it has been let go of.
-            this.buffer.reserve(size);
-        }
-        match poll_read_buf(Pin::new(&mut this.io), cx, &mut this.buffer) {
-            Poll::Ready(Ok(n)) => {
-                this.read += n as u64;
-                this.spare.used();
-                Poll::Ready(Ok(this.buffer.split().freeze()))
-            }
-            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
-            Poll::Pending => {
-                this.spare.unused(&mut this.buffer);
-                Poll::Pending
-            }
-        }
+        ready!(this.buffer.poll_fill(cx, &mut this.io))?;
+        Poll::Ready(Ok(this.buffer.bytes.split().freeze()))
     }
 }
 
@@ -129,7 +111,7 @@ mod tests {
         for _ in 0..2 {
             tokio_test::assert_pending!(tokio_test::task::spawn(read_bytes(&mut near)).poll());
         }
-        assert_eq!(near.buffer.capacity(), 0);
+        assert_eq!(near.buffer.bytes.capacity(), 0);
         drop(far);
         assert!(read_bytes(&mut near).await.unwrap().is_empty());
     }

@@ -2,31 +2,28 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::io::poll_read_buf;
 
-use super::{Spare, buffer_size};
+use super::ReadBuffer;
 
 /// Reads ahead from a byte stream on which each read is a system call. TLS asks for one record of 16 KiB at a time; with
 /// this in between, a busy socket is read in pieces of up to 128 KiB.
 ///
-/// The buffer grows with the traffic and is freed while there is nothing to read. Put it on sockets, not on tunnels: those
+/// The buffer follows the traffic and is freed while there is nothing to read. Put it on sockets, not on tunnels: those
 /// already hold whole frames. Writes go through unchanged.
 #[derive(Debug)]
 pub struct ReadAhead<IO> {
     io: IO,
-    buffer: BytesMut,
-    read: u64,
-    spare: Spare,
+    buffer: ReadBuffer,
 }
 
 impl<IO> ReadAhead<IO> {
     /// Wraps a byte stream.
     pub fn new(io: IO) -> Self {
-        Self { io, buffer: BytesMut::new(), read: 0, spare: Spare::default() }
+        Self { io, buffer: ReadBuffer::default() }
     }
 
     /// The byte stream. Reading from it directly would skip what has been read ahead.
@@ -38,24 +35,13 @@ impl<IO> ReadAhead<IO> {
 impl<IO: AsyncRead + Unpin> AsyncRead for ReadAhead<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.buffer.is_empty() {
-            this.buffer.clear();
-            this.buffer.reserve(buffer_size(this.read));
-            match poll_read_buf(Pin::new(&mut this.io), cx, &mut this.buffer) {
-                Poll::Ready(Ok(n)) => {
-                    this.read += n as u64;
-                    this.spare.used();
-                }
-                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
-                Poll::Pending => {
-                    this.spare.unused(&mut this.buffer);
-                    return Poll::Pending;
-                }
-            }
+        if this.buffer.bytes.is_empty() {
+            this.buffer.bytes.clear();
+            ready!(this.buffer.poll_fill(cx, &mut this.io))?;
         }
-        let n = this.buffer.len().min(buf.remaining());
-        buf.put_slice(&this.buffer[..n]);
-        this.buffer.advance(n);
+        let n = this.buffer.bytes.len().min(buf.remaining());
+        buf.put_slice(&this.buffer.bytes[..n]);
+        this.buffer.bytes.advance(n);
         Poll::Ready(Ok(()))
     }
 }
@@ -99,7 +85,7 @@ mod tests {
         far.write_all(b"abcdef").await.unwrap();
         let mut two = [0; 2];
         near.read_exact(&mut two).await.unwrap();
-        assert_eq!((&two, near.buffer.len()), (b"ab", 4));
+        assert_eq!((&two, near.buffer.bytes.len()), (b"ab", 4));
         drop(far);
         let mut rest = String::new();
         near.read_to_string(&mut rest).await.unwrap();

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::WorkerSet;
+use super::workers::Shares;
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{Accept, Accepted, BoxStream, Dial, Stream};
@@ -175,8 +176,8 @@ where
 /// [`accept_each`], with each connection served by one of several workers, whose number `serve` is told.
 ///
 /// With `home`, this runs on that worker with one of the listeners of [`listen_on_each`], and serves what comes: the way for
-/// connections that are many. Without, it runs anywhere, and each worker gets one in turn: the way for those that are few
-/// and live long. In both cases a worker that has little time left is spared while another one has far more.
+/// connections that are many. Without, it runs anywhere, and the worker that has the fewest of this listener's gets
+/// one: the way for those that are few and live long. In both cases a worker that has little time left is spared while another one has far more.
 ///
 /// # Panics
 ///
@@ -186,20 +187,21 @@ where
     F: Fn(usize, TcpStream, SocketAddr, Watch) -> S + Clone + Send + 'static,
     S: Future<Output = ()> + Send + 'static,
 {
-    let mut turns = (0..workers.handles().len()).cycle();
+    let mut shares = Shares::new(workers.handles().len());
     accept(listener, drain, |tasks, stream, peer, drain| {
-        let preferred = home.or_else(|| turns.next()).expect("at least one worker");
+        let preferred = home.unwrap_or_else(|| shares.fewest());
         let (worker, runtime) = workers.pick(preferred);
         if home == Some(worker) {
             tasks.spawn(serve(worker, stream, peer, drain));
             return;
         }
         let lost = move |error| tracing::warn!(%peer, %error, "connection lost before it was served");
-        let serve = serve.clone();
+        let (serve, share) = (serve.clone(), shares.take(worker));
         // Its events are to come to the other runtime.
         match stream.into_std() {
             Ok(stream) => {
                 let serving = async move {
+                    let _share = share;
                     match TcpStream::from_std(stream) {
                         Ok(stream) => serve(worker, stream, peer, drain).await,
                         Err(error) => lost(error),
@@ -223,10 +225,10 @@ async fn accept(
     }
     let mut tasks = JoinSet::new();
     loop {
-        // Ended ones are taken out, so that the set does not grow.
-        while tasks.try_join_next().is_some() {}
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            // At once, not with the next connection: what is left of an ended task is as large as the task was.
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
             () = drain.graceful() => break,
         };
         match accepted {

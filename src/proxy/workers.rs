@@ -2,6 +2,8 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -85,6 +87,45 @@ impl WorkerSet {
         let loads: Vec<u32> = self.0.iter().map(Worker::load).collect();
         let picked = pick(&loads, preferred);
         (picked, &self.0[picked].handle)
+    }
+}
+
+/// How many of a listener's connections each worker has.
+#[derive(Debug)]
+pub(super) struct Shares {
+    counts: Arc<[AtomicUsize]>,
+    last: usize,
+}
+
+impl Shares {
+    pub(super) fn new(workers: usize) -> Self {
+        Self { counts: (0..workers).map(|_| AtomicUsize::new(0)).collect(), last: workers.saturating_sub(1) }
+    }
+
+    /// The worker with the fewest, and of equals the next in turn.
+    pub(super) fn fewest(&mut self) -> usize {
+        let workers = self.counts.len();
+        let in_turn = (1..=workers).map(|step| (self.last + step) % workers);
+        self.last = in_turn.min_by_key(|worker| self.counts[*worker].load(Relaxed)).expect("at least one worker");
+        self.last
+    }
+
+    /// Counts a connection until what is returned is dropped.
+    pub(super) fn take(&self, worker: usize) -> Share {
+        self.counts[worker].fetch_add(1, Relaxed);
+        Share { counts: self.counts.clone(), worker }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Share {
+    counts: Arc<[AtomicUsize]>,
+    worker: usize,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.counts[self.worker].fetch_sub(1, Relaxed);
     }
 }
 
@@ -179,6 +220,19 @@ mod tests {
         #[case] expected: usize,
     ) {
         assert_eq!(pick(loads, preferred), expected);
+    }
+
+    #[test]
+    fn each_connection_goes_where_the_fewest_are_whatever_has_ended_before() {
+        let mut shares = Shares::new(3);
+        let mut take = || {
+            let worker = shares.fewest();
+            (worker, shares.take(worker))
+        };
+        let mut open: Vec<_> = (0..6).map(|_| take()).collect();
+        assert_eq!(open.iter().map(|(worker, _)| *worker).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2]);
+        open.retain(|(worker, _)| *worker != 1);
+        assert_eq!([take(), take()].map(|(worker, _)| worker), [1, 1]);
     }
 
     #[tokio::test(start_paused = true)]

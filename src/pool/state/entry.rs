@@ -104,8 +104,8 @@ impl<H: Handle, W> Entry<H, W> {
     ///
     /// In a spread, the backend with the fewest tunnels; of equals the one that has got the fewest of late, so that those
     /// whose connection came later make up for it at once; else at random. Of connections to the same backend one without
-    /// bulk, and then the one with the most tunnels: what they have to say leaves in one piece, and the others become idle
-    /// and are closed.
+    /// bulk, then the one with the most tunnels, and then the oldest: what they have to say leaves in one piece, and the others
+    /// become idle and are closed.
     pub(super) fn pick(&self, rng: &mut fastrand::Rng) -> Option<usize> {
         let with_room = || self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room());
         let backends = self.backends();
@@ -121,6 +121,8 @@ impl<H: Handle, W> Entry<H, W> {
         for (rank, place) in ranked {
             match &best {
                 Some((least, _)) if rank > *least => continue,
+                // Connections come in the order of their age.
+                Some((least, older)) if rank == *least && self.lead_to_the_same(&self.conns[*older], &self.conns[place]) => continue,
                 Some((least, _)) if rank == *least => ties += 1,
                 _ => ties = 1,
             }
@@ -130,6 +132,15 @@ impl<H: Handle, W> Entry<H, W> {
             }
         }
         best.map(|(_, place)| place)
+    }
+
+    /// Whether two connections are known to lead to the same backend.
+    fn lead_to_the_same(&self, a: &Conn<H>, b: &Conn<H>) -> bool {
+        match self.reuse {
+            Reuse::Shared => true,
+            Reuse::Spread(_) => matches!(a.whereabouts, Whereabouts::At(_)) && a.whereabouts == b.whereabouts,
+            Reuse::Never => false,
+        }
     }
 
     /// Lets the past count for less.
@@ -215,11 +226,7 @@ impl<H: Handle, W> Entry<H, W> {
     /// Whether this connection is idle and another one leads to the same: one in use, or one that was in use more recently.
     pub(super) fn is_spare(&self, id: ConnId) -> bool {
         let Some(conn) = self.conns.iter().find(|conn| conn.id == id && conn.open == 0) else { return false };
-        let same = |other: &Conn<H>| match (self.reuse, &conn.whereabouts) {
-            (Reuse::Spread(_), Whereabouts::At(_)) => other.whereabouts == conn.whereabouts,
-            (Reuse::Spread(_) | Reuse::Never, _) => false,
-            (Reuse::Shared, _) => true,
-        };
+        let same = |other: &Conn<H>| self.lead_to_the_same(conn, other);
         let outlives = |other: &Conn<H>| other.open > 0 || (other.idle_since, other.id) > (conn.idle_since, id);
         self.conns
             .iter()
