@@ -27,6 +27,11 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
+/// The C library's would keep what a burst of connections has needed.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// As ztunnel: a proxy is to leave the machine to the applications.
 const MOST_THREADS: NonZeroUsize = NonZeroUsize::new(2).expect("more than none");
 

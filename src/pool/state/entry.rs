@@ -1,5 +1,6 @@
 //! What the pool knows of one key: its connections, who waits for one, and what went wrong of late.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use tokio::time::Instant;
@@ -119,12 +120,13 @@ impl<H: Handle, W> Entry<H, W> {
         });
         let (mut best, mut ties) = (None, 0);
         for (rank, place) in ranked {
-            match &best {
-                Some((least, _)) if rank > *least => continue,
-                // Connections come in the order of their age.
-                Some((least, older)) if rank == *least && self.lead_to_the_same(&self.conns[*older], &self.conns[place]) => continue,
-                Some((least, _)) if rank == *least => ties += 1,
-                _ => ties = 1,
+            let other = best.as_ref().map(|(least, other)| (rank.cmp(least), &self.conns[*other]));
+            match other {
+                Some((Ordering::Greater, _)) => continue,
+                // Which is older: connections come in the order of their age.
+                Some((Ordering::Equal, other)) if self.lead_to_the_same(other, &self.conns[place]) => continue,
+                Some((Ordering::Equal, _)) => ties += 1,
+                Some((Ordering::Less, _)) | None => ties = 1,
             }
             // Each of so many equals with the same chance.
             if rng.usize(..ties) == 0 {

@@ -37,6 +37,7 @@ fn shared(open: &[usize]) -> (Sim, Key, Vec<ConnId>) {
 #[case::the_fullest(&[3, 1, 2], 0)]
 #[case::the_fullest_with_room(&[4, 2, 3], 2)]
 #[case::none_that_is_idle(&[0, 1, 0], 1)]
+#[case::the_oldest_of_equals(&[0, 0, 0], 0)]
 fn where_all_lead_to_the_same_a_tunnel_goes_where_the_most_are(#[case] open: &[usize], #[case] expected: usize) {
     for seed in 0..20 {
         let (mut sim, key, conns) = shared(open);
