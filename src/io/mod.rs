@@ -18,6 +18,7 @@ use tokio_util::io::poll_read_buf;
 
 pub use plain::Plain;
 pub use read_ahead::ReadAhead;
+pub(crate) use relay::Turns;
 #[cfg(feature = "proxy")]
 pub(crate) use relay::relay_in_turns;
 pub use relay::{RelayEnd, RelayError, RelayOperation, RelayStats, relay};

@@ -111,24 +111,46 @@ where
     A: BytesRead + BytesWrite + Unpin,
     B: BytesRead + BytesWrite + Unpin,
 {
-    relay_in_turns(a, b, |_| {}).await
+    relay_in_turns(a, b, AtOnce).await
 }
 
-/// [`relay`], with `after` told at the end of each turn how many bytes it has moved.
-pub(crate) async fn relay_in_turns<A, B>(a: &mut A, b: &mut B, after: impl Fn(u64)) -> Result<RelayStats, RelayError>
+/// When a task that moves bytes may have a turn at it.
+pub(crate) trait Turns {
+    /// Whether it may begin one now; it is woken when it may.
+    fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Takes note of how many bytes the turn that ends has moved.
+    fn end(&mut self, moved: u64);
+}
+
+/// One after the other.
+struct AtOnce;
+
+impl Turns for AtOnce {
+    fn poll_begin(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn end(&mut self, _: u64) {}
+}
+
+/// [`relay`], in the turns that it is given.
+pub(crate) async fn relay_in_turns<A, B, T>(a: &mut A, b: &mut B, mut turns: T) -> Result<RelayStats, RelayError>
 where
+    T: Turns,
     A: BytesRead + BytesWrite + Unpin,
     B: BytesRead + BytesWrite + Unpin,
 {
     let mut up = Direction::default();
     let mut down = Direction::default();
     let result = poll_fn(|cx| {
+        ready!(turns.poll_begin(cx));
         let before = up.moved + down.moved;
         let up_done =
             up.poll(cx, a, b).map_err(|(from, op, e)| (if from { RelayEnd::A } else { RelayEnd::B }, op, e))?;
         let down_done =
             down.poll(cx, b, a).map_err(|(from, op, e)| (if from { RelayEnd::B } else { RelayEnd::A }, op, e))?;
-        after(up.moved + down.moved - before);
+        turns.end(up.moved + down.moved - before);
         if up_done.is_ready() && down_done.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
     .await;

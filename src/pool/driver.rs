@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -12,9 +12,10 @@ use super::Inner;
 use super::dial::BoxDriver;
 use super::lease::Connection;
 use super::state::{ConnId, Strain};
-use super::turn::give_way;
+use super::turn::GiveWay;
 use crate::conn::Traffic;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
+use crate::io::Turns;
 use crate::tunnel::Slots;
 
 /// Drives one connection, and tells the pool what changes.
@@ -28,6 +29,7 @@ pub(super) struct Driven {
     traffic: Traffic,
     /// What had been moved after the last turn.
     moved: u64,
+    turns: GiveWay,
     told: Told,
     load: Load,
 }
@@ -67,6 +69,7 @@ impl Driven {
             slots,
             traffic: connection.client.traffic(),
             moved: 0,
+            turns: GiveWay::default(),
             load: Load { since: Instant::now(), worked: Duration::ZERO, moved: 0, strain: Strain::Light },
         }
     }
@@ -109,12 +112,13 @@ impl Future for Driven {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
+        ready!(this.turns.poll_begin(cx));
         let began = Instant::now();
         let result = this.driver.as_mut().poll(cx);
         let moved = this.traffic.moved();
         let strain = this.load.add(began, Instant::now(), moved);
         this.tell(strain, &result);
-        give_way(moved - std::mem::replace(&mut this.moved, moved));
+        this.turns.end(moved - std::mem::replace(&mut this.moved, moved));
         result.map(|result| {
             if let Err(error) = result {
                 tracing::debug!(%error, "connection ended");

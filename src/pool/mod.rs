@@ -112,7 +112,7 @@ pub use self::lease::{Lease, LeaseError};
 pub use self::source::Source;
 use self::state::Key;
 #[cfg(feature = "proxy")]
-pub(crate) use self::turn::give_way;
+pub(crate) use self::turn::GiveWay;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::Dial;

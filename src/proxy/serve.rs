@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::ready;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
@@ -10,8 +11,8 @@ use tokio::task::JoinSet;
 use crate::config::Config;
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{BoxStream, ReadAhead};
-use crate::pool::give_way;
+use crate::io::{BoxStream, ReadAhead, Turns};
+use crate::pool::GiveWay;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::server::{Builder, Incoming, Server};
 use crate::tls::Acceptor;
@@ -48,10 +49,10 @@ where
     };
     // Dropped with this future, so that no tunnel outlives its connection.
     let mut tunnels = JoinSet::new();
-    let mut draining = false;
+    let (mut turns, mut draining) = (GiveWay::default(), false);
     let result = loop {
         tokio::select! {
-            incoming = accept(&mut server) => match incoming {
+            incoming = accept(&mut server, &mut turns) => match incoming {
                 Some(Ok(incoming)) => { tunnels.spawn(tunnel(incoming)); }
                 Some(Err(e)) => break Err(e),
                 None => break Ok(()),
@@ -72,12 +73,16 @@ where
     result
 }
 
-/// [`Server::accept`], giving way to other threads after much work.
-async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(server: &mut Server<IO>) -> Option<Result<Incoming>> {
+/// [`Server::accept`], giving way after much work.
+async fn accept<IO>(server: &mut Server<IO>, turns: &mut GiveWay) -> Option<Result<Incoming>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
     poll_fn(|cx| {
+        ready!(turns.poll_begin(cx));
         let before = server.moved();
         let accepted = server.poll_accept(cx);
-        give_way(server.moved() - before);
+        turns.end(server.moved() - before);
         accepted
     })
     .await

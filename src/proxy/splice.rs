@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{BoxStream, Plain, RelayEnd, RelayStats, Stream, relay_in_turns};
-use crate::pool::give_way;
+use crate::pool::GiveWay;
 use crate::tunnel::{ResetReason, TunnelStream};
 
 /// A byte stream that is not at its end. Dropped like this, for whatever reason, it fails: what was cut off must not look
@@ -31,7 +31,7 @@ impl Drop for Unfinished {
 /// Both are borrowed: a future keeps an argument of its own twice.
 pub(super) async fn splice(tunnel: &mut TunnelStream, stream: &mut Unfinished) -> Result<RelayStats> {
     tunnel.forget_metadata();
-    let error = match relay_in_turns(tunnel, &mut stream.stream, give_way).await {
+    let error = match relay_in_turns(tunnel, &mut stream.stream, GiveWay::default()).await {
         Ok(stats) => {
             stream.finished = true;
             return Ok(stats);
