@@ -115,7 +115,7 @@ impl<H: Handle, W> Entry<H, W> {
             let (open, of_late) = self.at_backend(conn, &backends);
             let lead = ((of_late - least_of_late) / LEAD).min(MOST_LEAD);
             let among_backends = (open + lead, of_late);
-            let among_equals = (conn.strain, usize::MAX - conn.open, usize::MAX - conn.of_late);
+            let among_equals = (conn.strain, usize::MAX - conn.open);
             ((conn.aged, conn.strain == Strain::Full, among_backends, among_equals), place)
         });
         let (mut best, mut ties) = (None, 0);
@@ -225,11 +225,11 @@ impl<H: Handle, W> Entry<H, W> {
             })
     }
 
-    /// Whether this connection is idle and another one leads to the same: one in use, or one that was in use more recently.
+    /// Whether this connection is idle and another one leads to the same: one in use, or an older one.
     pub(super) fn is_spare(&self, id: ConnId) -> bool {
         let Some(conn) = self.conns.iter().find(|conn| conn.id == id && conn.open == 0) else { return false };
         let same = |other: &Conn<H>| self.lead_to_the_same(conn, other);
-        let outlives = |other: &Conn<H>| other.open > 0 || (other.idle_since, other.id) > (conn.idle_since, id);
+        let outlives = |other: &Conn<H>| other.open > 0 || other.id < id;
         self.conns
             .iter()
             .any(|other| other.id != id && other.is_usable() && !other.aged && same(other) && outlives(other))

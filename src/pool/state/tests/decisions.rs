@@ -56,7 +56,7 @@ fn what_a_burst_needed_is_closed_soon_after_it_but_for_one_connection() {
     assert_eq!(sim.conns.values().filter(|conn| !conn.dropped).count(), 3);
     sim.pass(secs(2));
     assert_eq!(sim.conns.values().filter(|conn| !conn.dropped).count(), 1);
-    assert_eq!(sim.checkout(&key), Ok(conns[2]), "the one that was in use last");
+    assert_eq!(sim.checkout(&key), Ok(conns[0]), "the oldest");
     sim.wind_up();
 }
 
@@ -434,6 +434,25 @@ fn tunnels_keep_away_from_bulk_however_few_are_beside_it(#[case] reuse: Reuse) {
     for _ in 0..50 {
         assert_eq!(sim.checkout(&key), Ok(other));
     }
+    sim.wind_up();
+}
+
+#[test]
+fn after_bulk_tunnels_return_to_the_oldest_connection_and_its_company_is_closed() {
+    let (mut sim, key) = (Sim::new(Limits { busy_connections: 2, ..limits() }), direct(1, Reuse::Shared));
+    let _ = sim.checkout(&key);
+    let bulky = sim.land(0, None, 100);
+    sim.strained(bulky, Strain::Bulk);
+    let company = sim.land(0, None, 100);
+    assert_eq!(sim.checkout(&key), Ok(company));
+    sim.strained(bulky, Strain::Light);
+    [bulky, company].map(|conn| sim.release(conn));
+    for _ in 0..20 {
+        assert_eq!(sim.checkout(&key), Ok(bulky));
+        sim.pass(secs(1));
+        sim.release(bulky);
+    }
+    assert!(sim.conns[&company].dropped);
     sim.wind_up();
 }
 
