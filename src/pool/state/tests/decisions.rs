@@ -444,9 +444,12 @@ fn after_bulk_tunnels_return_to_the_oldest_connection_and_its_company_is_closed(
     let bulky = sim.land(0, None, 100);
     sim.strained(bulky, Strain::Bulk);
     let company = sim.land(0, None, 100);
-    assert_eq!(sim.checkout(&key), Ok(company));
+    for _ in 0..5 {
+        assert_eq!(sim.checkout(&key), Ok(company));
+    }
     sim.strained(bulky, Strain::Light);
-    [bulky, company].map(|conn| sim.release(conn));
+    sim.release(bulky);
+    (0..5).for_each(|_| sim.release(company));
     for _ in 0..20 {
         assert_eq!(sim.checkout(&key), Ok(bulky));
         sim.pass(secs(1));
