@@ -1,26 +1,43 @@
 //! Long turns at moving bytes, and what waits for them to end.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::thread;
+use std::time::Duration;
 
 use tokio::task::yield_now;
+use tokio::time::Instant;
 
 use crate::io::Turns;
 
 /// After so many bytes in one turn.
 const MUCH: u64 = 128 << 10;
 
-/// Gives way after each turn that moved much: to other threads, and to what has come for other tasks of this one.
+/// How long after the last short turn on another thread there may be more.
+const EXPECTED: Duration = Duration::from_millis(100);
+
+/// Turns that moved less, on all threads.
+static SHORT: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// Those on this thread.
+    static OWN: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Gives way after each turn that moved much: to what has come for other tasks of this thread, and to other threads that move small
+/// messages.
 ///
-/// A thread that moves bulk always has something to do. Where there are fewer cores than such threads, the system lets each go
-/// on for some milliseconds; small messages pass through several threads, and would wait as long at each. And the tasks of a
-/// bulk transfer wake each other, so that the runtime never runs out of tasks: it would look for events only after so many of
-/// these turns, of a tenth of a millisecond each.
+/// The tasks of a bulk transfer wake each other, so that the runtime never runs out of tasks: it would look for events only after
+/// so many of these turns, of a tenth of a millisecond each. And a thread that moves bulk always has something to do. Where there
+/// are fewer cores than such threads, the system lets each go on for some milliseconds; small messages pass through several
+/// threads, and would wait as long at each. Where there are none, giving way costs a tenth of the bulk.
 #[derive(Debug, Default)]
 pub(crate) struct GiveWay {
     much: bool,
+    others: Others,
 }
 
 impl Turns for GiveWay {
@@ -35,8 +52,31 @@ impl Turns for GiveWay {
     fn end(&mut self, moved: u64) {
         self.much = moved >= MUCH;
         if self.much {
-            thread::yield_now();
+            let short = SHORT.load(Relaxed).wrapping_sub(OWN.get());
+            if self.others.are_expected(short, Instant::now()) {
+                thread::yield_now();
+            }
+        } else if moved > 0 {
+            SHORT.fetch_add(1, Relaxed);
+            OWN.set(OWN.get().wrapping_add(1));
         }
+    }
+}
+
+/// The short turns on other threads.
+#[derive(Debug, Default)]
+struct Others {
+    seen: u64,
+    until: Option<Instant>,
+}
+
+impl Others {
+    /// Whether there may be more of them soon, when there have been so many by now.
+    fn are_expected(&mut self, short: u64, now: Instant) -> bool {
+        if short != self.seen {
+            *self = Self { seen: short, until: Some(now + EXPECTED) };
+        }
+        self.until.is_some_and(|until| now < until)
     }
 }
 
@@ -45,7 +85,7 @@ mod tests {
     use std::future::poll_fn;
     use std::io::Write;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    use std::sync::atomic::AtomicU32;
     use std::task::ready;
 
     use rstest::rstest;
@@ -84,5 +124,15 @@ mod tests {
         }
         busy.abort();
         assert_eq!(longest <= 1, gives_way, "{longest} turns");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn threads_give_way_to_others_for_as_long_as_those_move_small_messages() {
+        let (mut others, start) = (Others::default(), Instant::now());
+        assert!(!others.are_expected(0, start));
+        assert!(others.are_expected(1, start));
+        assert!(others.are_expected(1, start + EXPECTED / 2));
+        assert!(!others.are_expected(1, start + EXPECTED));
+        assert!(others.are_expected(5, start + EXPECTED));
     }
 }
