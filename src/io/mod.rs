@@ -161,20 +161,22 @@ mod tests {
 
     use super::*;
 
-    fn after(reads: impl IntoIterator<Item = usize>) -> usize {
+    /// The size after these reads, each so many times.
+    fn after(reads: &[(usize, usize)]) -> usize {
         let mut size = Size::default();
-        reads.into_iter().for_each(|read| size.adapt(read));
+        reads.iter().flat_map(|(read, times)| [*read].repeat(*times)).for_each(|read| size.adapt(read));
         size.bytes()
     }
 
     #[rstest]
-    #[case::at_first(vec![], 2 << 10)]
-    #[case::small_talk(vec![100; 1000], 2 << 10)]
-    #[case::more_than_fits(vec![2 << 10], 16 << 10)]
-    #[case::bulk(vec![2 << 10, 16 << 10, 64 << 10, 128 << 10], 128 << 10)]
-    #[case::bulk_with_small_reads_between([2 << 10, 16 << 10, 64 << 10].into_iter().chain([100, 100, 100, 40 << 10].repeat(9)).collect(), 128 << 10)]
-    #[case::small_talk_after_bulk([2 << 10, 16 << 10, 64 << 10].into_iter().chain([100; 3 * 8]).collect(), 2 << 10)]
-    fn buffers_follow_what_is_read(#[case] reads: Vec<usize>, #[case] expected: usize) {
+    #[case::at_first(&[], 2 << 10)]
+    #[case::small_talk(&[(100, 1000)], 2 << 10)]
+    #[case::more_than_fits(&[(2 << 10, 1)], 16 << 10)]
+    #[case::bulk(&[(2 << 10, 1), (16 << 10, 1), (64 << 10, 1), (128 << 10, 9)], 128 << 10)]
+    #[case::small_reads_between(&[(128 << 10, 3), (100, 7), (40 << 10, 1), (100, 7)], 128 << 10)]
+    #[case::smaller_reads(&[(128 << 10, 3), (20 << 10, 8)], 64 << 10)]
+    #[case::small_talk_after_bulk(&[(128 << 10, 3), (100, 3 * 8)], 2 << 10)]
+    fn buffers_follow_what_is_read(#[case] reads: &[(usize, usize)], #[case] expected: usize) {
         assert_eq!(after(reads), expected);
     }
 }

@@ -176,8 +176,9 @@ where
 /// [`accept_each`], with each connection served by one of several workers, whose number `serve` is told.
 ///
 /// With `home`, this runs on that worker with one of the listeners of [`listen_on_each`], and serves what comes: the way for
-/// connections that are many. Without, it runs anywhere, and the worker that has the fewest of this listener's gets
-/// one: the way for those that are few and live long. In both cases a worker that has little time left is spared while another one has far more.
+/// connections that are many. Without, it runs anywhere, and the worker that has the fewest of this listener's gets the next
+/// one: the way for those that are few and live long. In both cases a worker that has little time left is spared while
+/// another one has far more.
 ///
 /// # Panics
 ///
