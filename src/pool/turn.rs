@@ -1,6 +1,5 @@
 //! Long turns at moving bytes, and what waits for them to end.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,27 +15,27 @@ use crate::io::Turns;
 /// After so many bytes in one turn.
 const MUCH: u64 = 128 << 10;
 
-/// How long after the last short turn on another thread there may be more.
+/// Fewer are a small message.
+const LITTLE: u64 = 16 << 10;
+
+/// How long after a turn of one kind there may be more.
 const EXPECTED: Duration = Duration::from_millis(100);
 
-/// Turns that moved less, on all threads.
+/// The turns of all tasks that moved small messages, but for those of tasks that move bulk.
 static SHORT: AtomicU64 = AtomicU64::new(0);
 
-thread_local! {
-    /// Those on this thread.
-    static OWN: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Gives way after each turn that moved much: to what has come for other tasks of this thread, and to other threads that move small
-/// messages.
+/// Gives way after each turn that moved much: to what has come for other tasks of this thread, and to other threads while there are
+/// tasks that move small messages.
 ///
 /// The tasks of a bulk transfer wake each other, so that the runtime never runs out of tasks: it would look for events only after
 /// so many of these turns, of a tenth of a millisecond each. And a thread that moves bulk always has something to do. Where there
 /// are fewer cores than such threads, the system lets each go on for some milliseconds; small messages pass through several
-/// threads, and would wait as long at each. Where there are none, giving way costs a tenth of the bulk.
+/// threads, and would wait as long at each. Without any, giving way would cost a tenth of the bulk for nothing.
 #[derive(Debug, Default)]
 pub(crate) struct GiveWay {
     much: bool,
+    /// Until when more bulk is expected.
+    bulk: Option<Instant>,
     others: Others,
 }
 
@@ -52,18 +51,18 @@ impl Turns for GiveWay {
     fn end(&mut self, moved: u64) {
         self.much = moved >= MUCH;
         if self.much {
-            let short = SHORT.load(Relaxed).wrapping_sub(OWN.get());
-            if self.others.are_expected(short, Instant::now()) {
+            let now = Instant::now();
+            self.bulk = Some(now + EXPECTED);
+            if self.others.are_expected(SHORT.load(Relaxed), now) {
                 thread::yield_now();
             }
-        } else if moved > 0 {
+        } else if (1..LITTLE).contains(&moved) && self.bulk.is_none_or(|until| Instant::now() >= until) {
             SHORT.fetch_add(1, Relaxed);
-            OWN.set(OWN.get().wrapping_add(1));
         }
     }
 }
 
-/// The short turns on other threads.
+/// The short turns of other tasks.
 #[derive(Debug, Default)]
 struct Others {
     seen: u64,
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn threads_give_way_to_others_for_as_long_as_those_move_small_messages() {
+    async fn threads_give_way_for_as_long_as_others_move_small_messages() {
         let (mut others, start) = (Others::default(), Instant::now());
         assert!(!others.are_expected(0, start));
         assert!(others.are_expected(1, start));
