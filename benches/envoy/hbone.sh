@@ -9,7 +9,7 @@ workers=${ENVOY_CONCURRENCY:-$(nproc)}
 net=${LISTEN%.*}
 server=$net.51:15008 gateway=$net.52:15008
 window=${ENVOY_WINDOW:-4194304}
-buffer=${ENVOY_BUFFER:-1048576}
+buffer=${ENVOY_BUFFER:-262144}
 
 identity() { echo "spiffe://cluster.local/ns/default/sa/$1"; }
 

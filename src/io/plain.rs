@@ -7,7 +7,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{BytesRead, BytesWrite, ReadBuffer};
+use super::buffer::ReadBuffer;
+use super::{BytesRead, BytesWrite};
 
 /// Gives any byte stream [`BytesRead`] and [`BytesWrite`].
 ///

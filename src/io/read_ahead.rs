@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::ReadBuffer;
+use super::buffer::ReadBuffer;
 
 /// Reads ahead from a byte stream on which each read is a system call. TLS asks for one record of 16 KiB at a time; with
 /// this in between, a busy socket is read in pieces of up to 128 KiB.

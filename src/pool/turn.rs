@@ -56,9 +56,16 @@ impl Turns for GiveWay {
             if self.others.are_expected(SHORT.load(Relaxed), now) {
                 thread::yield_now();
             }
-        } else if (1..LITTLE).contains(&moved) && self.bulk.is_none_or(|until| Instant::now() >= until) {
+        } else if self.is_small_message(moved) {
             SHORT.fetch_add(1, Relaxed);
         }
+    }
+}
+
+impl GiveWay {
+    /// Whether a turn that moved so much is one with small messages, rather than the rest of bulk.
+    fn is_small_message(&self, moved: u64) -> bool {
+        (1..LITTLE).contains(&moved) && self.bulk.is_none_or(|until| Instant::now() >= until)
     }
 }
 
@@ -123,6 +130,17 @@ mod tests {
         }
         busy.abort();
         assert_eq!(longest <= 1, gives_way, "{longest} turns");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_little_comes_between_bulk_is_no_small_message() {
+        let mut turns = GiveWay::default();
+        assert_eq!([0, 1, LITTLE - 1, LITTLE].map(|moved| turns.is_small_message(moved)), [false, true, true, false]);
+        turns.end(MUCH);
+        tokio::time::advance(EXPECTED / 2).await;
+        assert!(!turns.is_small_message(1));
+        tokio::time::advance(EXPECTED / 2).await;
+        assert!(turns.is_small_message(1));
     }
 
     #[tokio::test(start_paused = true)]
