@@ -1,5 +1,8 @@
 //! What the proxies have in common: their files, their admin port, and how they start and stop.
 
+#[cfg(feature = "jemalloc")]
+mod memory;
+
 use std::convert::Infallible;
 use std::error::Error;
 use std::io::IsTerminal;
@@ -26,11 +29,6 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
-
-/// The C library's would keep what a burst of connections has needed.
-#[cfg(feature = "jemalloc")]
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// As ztunnel: a proxy is to leave the machine to the applications.
 const MOST_THREADS: NonZeroUsize = NonZeroUsize::new(2).expect("more than none");
@@ -125,7 +123,10 @@ impl Common {
     /// The threads that everything but this one's work is done on.
     pub(crate) fn workers(&self) -> hbone::Result<Workers> {
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Workers::start(self.threads.unwrap_or(cores.min(MOST_THREADS)))
+        let workers = Workers::start(self.threads.unwrap_or(cores.min(MOST_THREADS)))?;
+        #[cfg(feature = "jemalloc")]
+        memory::keep_little(&workers.set());
+        Ok(workers)
     }
 
     /// Says that all listeners are up, waits for a signal, and drains.
