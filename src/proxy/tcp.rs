@@ -78,7 +78,7 @@ impl Dial for TcpDialer {
     }
 }
 
-/// Each connection gets the options of [`TcpDialer`]'s, but for the mark.
+/// Each connection gets the options that a [`TcpDialer`] sets, but for the mark.
 impl Accept for TcpListener {
     type Io = TcpStream;
 
@@ -105,12 +105,13 @@ fn set_mark(_socket: &TcpSocket, _mark: u32) -> io::Result<()> {
 
 fn tune(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    // Sandboxes that only look like Linux may not have it, and it works without.
     #[cfg(target_os = "linux")]
-    socket.set_tcp_notsent_lowat(NOT_SENT)?;
+    let _ = socket.set_tcp_notsent_lowat(NOT_SENT);
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
 }
 
-/// Listens on an address. Port 0 takes any free one. Connections have the options of [`TcpDialer`]'s,
+/// Listens on an address. Port 0 takes any free one. Connections have the options that a [`TcpDialer`] sets,
 /// but for the mark.
 ///
 /// # Errors
