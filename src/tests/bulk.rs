@@ -1,13 +1,10 @@
 //! Much data and many tunnels arrive as they were sent.
 
-use futures_util::FutureExt;
 use rstest::rstest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::harness::{Carrier, World, client_id, server_id, tunnel};
-use super::peers::{acceptor, connector, handshake};
+use super::harness::{Carrier, World, tunnel};
 use crate::Config;
-use crate::testing::Ca;
 use crate::tunnel::TunnelStream;
 
 /// FNV-1a: order-sensitive, and nothing to depend on.
@@ -73,25 +70,4 @@ async fn a_hundred_tunnels_at_once_keep_apart(
     for (sent, received) in tasks {
         assert_eq!(received.await.unwrap(), (LEN, sent.await.unwrap()));
     }
-}
-
-#[tokio::test]
-async fn little_is_encrypted_ahead_of_a_byte_stream_that_is_slow() {
-    let ca = Ca::new();
-    let (connector, acceptor) = (connector(&ca, &client_id()), acceptor(&ca, &server_id()));
-    let (near, far) = handshake(&connector, &server_id().into(), &acceptor).await;
-    let (mut near, mut far) = (near.unwrap(), far.unwrap());
-    let (piece, mut read) = (vec![0; 64 << 10], vec![0; 32 << 10]);
-    let (mut ahead, mut ahead_at) = (0, Vec::new());
-    for _ in 0..40 {
-        while let Some(written) = near.write(&piece).now_or_never() {
-            ahead += written.unwrap();
-        }
-        ahead_at.push(ahead);
-        far.read_exact(&mut read).await.unwrap();
-        ahead -= read.len();
-    }
-    // 64 KiB are in the pipe.
-    assert!(ahead_at[0] >= 256 << 10, "{ahead_at:?}");
-    assert!(ahead_at[39] <= 160 << 10, "{ahead_at:?}");
 }

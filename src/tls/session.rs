@@ -11,9 +11,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// frame of HTTP/2 a system call; and rustls' own limit of 64 KiB cuts the tail off a frame of that size.
 const WRITE_BUFFER: usize = 256 << 10;
 
-/// How much while the byte stream takes less than there is: what is encrypted can't be overtaken any more. A frame and its records.
-const SLOW_WRITE_BUFFER: usize = 80 << 10;
-
 /// A byte stream and the session on it.
 pub(super) struct Session<IO> {
     io: IO,
@@ -21,25 +18,16 @@ pub(super) struct Session<IO> {
     /// Why reading failed, until what had come before that has been read.
     failed: Option<io::Error>,
     closing: bool,
-    /// The byte stream has not taken all there was.
-    slow: bool,
 }
 
 impl<IO> Session<IO> {
     pub(super) fn new(io: IO, mut connection: Connection) -> Self {
         connection.set_buffer_limit(Some(WRITE_BUFFER));
-        Self { io, connection, failed: None, closing: false, slow: false }
+        Self { io, connection, failed: None, closing: false }
     }
 
     pub(super) fn get_ref(&self) -> &IO {
         &self.io
-    }
-
-    fn set_slow(&mut self, slow: bool) {
-        if self.slow != slow {
-            self.slow = slow;
-            self.connection.set_buffer_limit(Some(if slow { SLOW_WRITE_BUFFER } else { WRITE_BUFFER }));
-        }
     }
 }
 
@@ -120,10 +108,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         match self.connection.write_tls(&mut Blocking { io: &mut self.io, cx }) {
             Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             Ok(_) => Poll::Ready(Ok(())),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                self.set_slow(true);
-                Poll::Pending
-            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
             Err(e) => Poll::Ready(Err(e)),
         }
     }
@@ -132,7 +117,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         while self.connection.wants_write() {
             ready!(self.send(cx))?;
         }
-        self.set_slow(false);
         Poll::Ready(Ok(()))
     }
 
