@@ -58,10 +58,12 @@ pub(crate) enum Metric {
     P999,
 }
 
+pub(crate) type Figures = Vec<(Metric, f64)>;
+
 /// What one run of a load gives.
 #[derive(Default)]
 pub(crate) struct Outcome {
-    pub(crate) figures: Vec<(Metric, f64)>,
+    pub(crate) figures: Figures,
     /// Requests and connections that went wrong, and what was wrong with the first of them.
     pub(crate) failed: u64,
     pub(crate) why: Option<String>,

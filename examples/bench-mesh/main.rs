@@ -12,10 +12,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use load::{Load, Metric, hold};
+use load::{Figures, Load, Metric, hold};
 use report::{Memory, Open, Results, name};
 use roles::Role;
-use world::World;
+use stats::Host;
+use world::{Route, World};
 
 /// What can go wrong in the measurement itself.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -50,6 +51,12 @@ struct Args {
     /// Measures the CPU of requests beside so many open connections, such as 10,10000
     #[arg(long, value_name = "N", value_delimiter = ',')]
     open: Vec<usize>,
+    /// A load during which the host had more than this share of the CPU for others is run again
+    #[arg(long, value_name = "PERCENT", default_value_t = 3.0)]
+    steal: f64,
+    /// How often it is run at most; what counts is the run with the least stolen
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    tries: usize,
     /// Prints all values as JSON instead of tables
     #[arg(long)]
     json: bool,
@@ -77,7 +84,7 @@ fn main() -> ExitCode {
 fn measure(mut args: Args) -> Result<bool, Failure> {
     raise_limit()?;
     if args.quick {
-        (args.rounds, args.seconds, args.idle) = (1, 0.3, 100);
+        (args.rounds, args.seconds, args.idle, args.tries) = (1, 0.3, 100, 1);
     }
     let time = Duration::try_from_secs_f64(args.seconds).map_err(|e| format!("--seconds: {e}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -111,6 +118,7 @@ async fn run(args: &Args, time: Duration) -> Result<bool, Failure> {
         None if args.idle > 0 && args.only.is_empty() => memory(&world, args.idle, false, &mut results).await?,
         None => {}
     }
+    eprintln!("TCP congestion control: {}", stats::congestion_control());
     let loads = if args.only.is_empty() { Load::value_variants() } else { &args.only };
     for round in 0..args.rounds {
         for &load in loads {
@@ -118,8 +126,8 @@ async fn run(args: &Args, time: Duration) -> Result<bool, Failure> {
             // Each time another path is first.
             for i in 0..world.routes.len() {
                 let route = &world.routes[(i + round) % world.routes.len()];
-                let outcome = load.run(route, time).await?;
-                results.add(load, route.name, outcome);
+                let figures = quietest(args, load, route, time, &mut results).await?;
+                results.add(load, route.name, figures);
             }
         }
     }
@@ -130,8 +138,35 @@ async fn run(args: &Args, time: Duration) -> Result<bool, Failure> {
         let paths: Vec<_> = world.routes.iter().map(|route| (route.name, route.floors)).collect();
         println!("{}{}", results.tables(&paths), results.targets());
         println!("{} failed", results.failed);
+        println!("{}", results.noise());
     }
     Ok(results.failed == 0)
+}
+
+/// Runs a load, and again if the machine was not quiet. The figures are those of the quietest run; failures of all of them count.
+async fn quietest(
+    args: &Args,
+    load: Load,
+    route: &Route,
+    time: Duration,
+    results: &mut Results,
+) -> Result<Figures, Failure> {
+    let mut best: Option<(f64, Figures)> = None;
+    for _ in 0..args.tries {
+        let before = Host::now()?;
+        let outcome = load.run(route, time).await?;
+        let stolen = Host::now()?.stolen_since(&before);
+        results.fail(&format!("{}, {}", route.name, name(load)), outcome.failed, outcome.why.as_deref());
+        if best.as_ref().is_none_or(|(least, _)| stolen < *least) {
+            best = Some((stolen, outcome.figures));
+        }
+        if stolen * 100.0 <= args.steal {
+            break;
+        }
+    }
+    let (stolen, figures) = best.ok_or("--tries: at least 1")?;
+    results.stolen.push(stolen);
+    Ok(figures)
 }
 
 const FEW: usize = 100;
@@ -178,12 +213,8 @@ async fn open(world: &World, args: &Args, time: Duration, results: &mut Results)
             for load in [Load::New, Load::Keep] {
                 let mut rounds = Vec::new();
                 for _ in 0..args.rounds {
-                    let outcome = load.run(route, time).await?;
-                    rounds.extend(
-                        outcome.figures.iter().filter(|(metric, _)| *metric == Metric::Cpu).map(|(_, cpu)| *cpu),
-                    );
-                    let what = format!("{}, {} beside {connections}", route.name, name(load));
-                    results.fail(&what, outcome.failed, outcome.why.as_deref());
+                    let figures = quietest(args, load, route, time, results).await?;
+                    rounds.extend(figures.iter().filter(|(metric, _)| *metric == Metric::Cpu).map(|(_, cpu)| *cpu));
                 }
                 let cpu = stats::median(&rounds).ok_or("--rounds: at least 1")?;
                 results.open.push(Open { path: route.name, connections: held.connections.len(), load, cpu });

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use clap::ValueEnum;
 
-use crate::load::{Load, Metric, Outcome};
+use crate::load::{Figures, Load, Metric};
 use crate::stats::{median, ratio};
 
 /// The values of all rounds, by load, path and metric.
@@ -17,6 +17,8 @@ pub(crate) struct Results {
     /// With few connections open and with many: microseconds of CPU for a new connection.
     pub(crate) open: Vec<Open>,
     pub(crate) failed: u64,
+    /// The share of the CPU that the host had for others, in each run that counts.
+    pub(crate) stolen: Vec<f64>,
 }
 
 pub(crate) struct Memory {
@@ -47,11 +49,10 @@ struct Target {
 }
 
 impl Results {
-    pub(crate) fn add(&mut self, load: Load, path: &'static str, outcome: Outcome) {
-        for (metric, value) in outcome.figures {
+    pub(crate) fn add(&mut self, load: Load, path: &'static str, figures: Figures) {
+        for (metric, value) in figures {
             self.values.entry((load, path, metric)).or_default().push(value);
         }
-        self.fail(&format!("{path}, {}", name(load)), outcome.failed, outcome.why.as_deref());
     }
 
     pub(crate) fn fail(&mut self, what: &str, failed: u64, why: Option<&str>) {
@@ -156,6 +157,13 @@ impl Results {
             let _ = writeln!(text, "  {:<52} {value:>7.2}  {bound:<8} {:>5.2}  {met}", target.what, target.limit);
         }
         text
+    }
+
+    /// How much the figures can be trusted.
+    pub(crate) fn noise(&self) -> String {
+        let worst = self.stolen.iter().copied().fold(0.0, f64::max);
+        let median = median(&self.stolen).unwrap_or_default();
+        format!("stolen by the host: {:.1} % of the CPU (median), {:.1} % at worst", median * 100.0, worst * 100.0)
     }
 
     fn all_targets(&self) -> Vec<Target> {

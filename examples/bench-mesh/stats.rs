@@ -67,6 +67,40 @@ pub(crate) fn rss(pid: u32) -> Result<f64, Failure> {
     Ok(kib.ok_or_else(|| format!("{path} has no VmRSS"))?)
 }
 
+/// What the CPUs of this machine have done so far, in ticks.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Host {
+    /// When they had something to do, and the machine below ran something else.
+    stolen: u64,
+    all: u64,
+}
+
+impl Host {
+    pub(crate) fn now() -> Result<Self, Failure> {
+        let text = std::fs::read_to_string("/proc/stat").map_err(|e| format!("/proc/stat: {e}"))?;
+        Ok(Self::parse(&text).ok_or_else(|| format!("/proc/stat: not as expected: {text}"))?)
+    }
+
+    /// The first line: user, nice, system, idle, iowait, irq, softirq, steal; the guests' time after that is in user already.
+    fn parse(text: &str) -> Option<Self> {
+        let ticks = text.lines().next()?.strip_prefix("cpu ")?.split_whitespace().take(8);
+        let ticks = ticks.map(|field| field.parse().ok()).collect::<Option<Vec<u64>>>()?;
+        Some(Self { stolen: *ticks.get(7)?, all: ticks.iter().sum() })
+    }
+
+    /// The share of the CPUs' time since then that was stolen, 0 to 1.
+    pub(crate) fn stolen_since(&self, before: &Self) -> f64 {
+        let (stolen, all) = (self.stolen.saturating_sub(before.stolen), self.all.saturating_sub(before.all));
+        stolen as f64 / all.max(1) as f64
+    }
+}
+
+/// What new sockets use, such as `cubic`: BBR paces each segment by a timer, which costs all paths as much as TLS does.
+pub(crate) fn congestion_control() -> String {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    text.map_or_else(|e| e.to_string(), |name| name.trim().to_owned())
+}
+
 /// A process and all that it has started, as of now.
 pub(crate) fn tree(root: u32) -> Result<Vec<u32>, Failure> {
     let mut all = Vec::new();
