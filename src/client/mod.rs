@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::{Request, Uri};
+use http::{HeaderName, Request, Uri};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 
@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::conn::{EarlyBytes, Shared, Traffic, Transport, Upkeep, client_builder};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
-use crate::metadata::Metadata;
+use crate::metadata::{FORWARDED, Metadata, TRACEPARENT};
 use crate::tunnel::{Opening, Slots, TunnelStream};
 
 pub use driver::Driver;
@@ -34,6 +34,10 @@ pub struct Client {
     config: Arc<Config>,
     hop: usize,
 }
+
+/// No two tunnels have the same value of these, so that they are not to be in HPACK's table (RFC 7541, section 6.2.3): there they
+/// push out what tunnels have in common, and all of them are compared to each new one.
+const EACH_ITS_OWN: [HeaderName; 2] = [FORWARDED, TRACEPARENT];
 
 /// How many tunnels a connection carries and may carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,5 +252,10 @@ fn request(authority: &Authority, metadata: &Metadata) -> Result<Request<()>> {
     let mut request =
         Request::connect(uri).body(()).map_err(|e| Error::invalid("the CONNECT request").with_source(e))?;
     metadata.write_to(request.headers_mut());
+    for name in EACH_ITS_OWN {
+        if let Some(value) = request.headers_mut().get_mut(name) {
+            value.set_sensitive(true);
+        }
+    }
     Ok(request)
 }

@@ -108,7 +108,7 @@ fn tune(socket: &SockRef<'_>) -> io::Result<()> {
     // Sandboxes that only look like Linux may not have it, and it works without.
     #[cfg(target_os = "linux")]
     let _ = socket.set_tcp_notsent_lowat(NOT_SENT);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
 }
 
 /// Listens on an address. Port 0 takes any free one. Connections have the options that a [`TcpDialer`] sets,
