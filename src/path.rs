@@ -96,7 +96,10 @@ impl Path {
 
     /// Adds a hop inside the ones so far. Depth is not limited.
     pub fn then(mut self, hop: TunnelledHop) -> Self {
-        Arc::make_mut(&mut self.0).tunnelled.push(hop);
+        let tunnelled = &mut Arc::make_mut(&mut self.0).tunnelled;
+        // Each tunnel keeps its path, and few have a third hop.
+        tunnelled.reserve_exact(1);
+        tunnelled.push(hop);
         self
     }
 
