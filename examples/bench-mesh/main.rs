@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use load::{Figures, Load, Metric, hold};
+use load::{Figures, Load, hold};
 use report::{Memory, Open, Results, name};
 use roles::Role;
 use stats::Host;
@@ -206,18 +206,15 @@ async fn memory(world: &World, connections: usize, burst: bool, results: &mut Re
 /// What requests cost beside connections that are open and idle.
 async fn open(world: &World, args: &Args, time: Duration, results: &mut Results) -> Result<(), Failure> {
     for route in world.routes.iter().filter(|route| !args.open.is_empty() && route.name != "direct") {
-        for &connections in &args.open {
-            eprintln!("{}: beside {connections} connections", route.name);
-            let held = hold(route.address, connections).await;
-            results.fail(&format!("{}, {connections} connections", route.name), held.failed, held.why.as_deref());
-            for load in [Load::New, Load::Keep] {
-                let mut rounds = Vec::new();
-                for _ in 0..args.rounds {
+        for round in 0..args.rounds {
+            for &connections in &args.open {
+                eprintln!("round {} of {}: {} beside {connections} connections", round + 1, args.rounds, route.name);
+                let held = hold(route.address, connections).await;
+                results.fail(&format!("{}, {connections} connections", route.name), held.failed, held.why.as_deref());
+                for load in [Load::New, Load::Keep] {
                     let figures = quietest(args, load, route, time, results).await?;
-                    rounds.extend(figures.iter().filter(|(metric, _)| *metric == Metric::Cpu).map(|(_, cpu)| *cpu));
+                    results.add_open(Open { path: route.name, load, connections }, figures);
                 }
-                let cpu = stats::median(&rounds).ok_or("--rounds: at least 1")?;
-                results.open.push(Open { path: route.name, connections: held.connections.len(), load, cpu });
             }
         }
     }

@@ -14,8 +14,8 @@ pub(crate) struct Results {
     values: BTreeMap<(Load, &'static str, Metric), Vec<f64>>,
     /// Of each path's proxies.
     pub(crate) memory: Vec<Memory>,
-    /// With few connections open and with many: microseconds of CPU for a new connection.
-    pub(crate) open: Vec<Open>,
+    /// Microseconds of CPU for a request, in all rounds.
+    open: BTreeMap<Open, Vec<f64>>,
     pub(crate) failed: u64,
     /// The share of the CPU that the host had for others, in each run that counts.
     pub(crate) stolen: Vec<f64>,
@@ -34,11 +34,12 @@ pub(crate) struct Memory {
     pub(crate) after: Option<f64>,
 }
 
+/// A load beside connections that are open.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Open {
     pub(crate) path: &'static str,
-    pub(crate) connections: usize,
     pub(crate) load: Load,
-    pub(crate) cpu: f64,
+    pub(crate) connections: usize,
 }
 
 struct Target {
@@ -53,6 +54,11 @@ impl Results {
         for (metric, value) in figures {
             self.values.entry((load, path, metric)).or_default().push(value);
         }
+    }
+
+    pub(crate) fn add_open(&mut self, open: Open, figures: Figures) {
+        let cpu = figures.into_iter().filter(|(metric, _)| *metric == Metric::Cpu).map(|(_, cpu)| cpu);
+        self.open.entry(open).or_default().extend(cpu);
     }
 
     pub(crate) fn fail(&mut self, what: &str, failed: u64, why: Option<&str>) {
@@ -139,9 +145,9 @@ impl Results {
         if !self.open.is_empty() {
             let _ = writeln!(text, "\nopen       {:<8} {:>11} {:>11}", "load", "connections", "CPU-us/req");
         }
-        for open in &self.open {
-            let _ =
-                writeln!(text, "  {:<8} {:<8} {:>11} {:>11.1}", open.path, name(open.load), open.connections, open.cpu);
+        for (Open { path, load, connections }, rounds) in &self.open {
+            let cpu = median(rounds).unwrap_or_default();
+            let _ = writeln!(text, "  {path:<8} {:<8} {connections:>11} {cpu:>11.1}", name(*load));
         }
         text
     }
@@ -205,19 +211,13 @@ impl Results {
             of("MiB at start", 12.0, Some(memory.start / 1024.0));
             of("a minute after the connections / start", 1.3, memory.after.map(|after| after / memory.start));
         }
-        for many in &self.open {
+        for (many, rounds) in &self.open {
+            // In order of their number, so that the first has the fewest.
             let of_same = |open: &&Open| open.path == many.path && open.load == many.load;
-            let Some(few) = self.open.iter().find(of_same).filter(|few| few.connections < many.connections) else {
-                continue;
-            };
-            let what = format!(
-                "{}: CPU, {}, {} open / {} open",
-                many.path,
-                name(many.load),
-                many.connections,
-                few.connections
-            );
-            targets.push(Target { what, limit: 1.2, at_most: true, value: Some(many.cpu / few.cpu) });
+            let Some(few) = self.open.keys().find(of_same).filter(|few| *few != many) else { continue };
+            let (path, load) = (many.path, name(many.load));
+            let what = format!("{path}: CPU, {load}, {} open / {} open", many.connections, few.connections);
+            targets.push(Target { what, limit: 1.2, at_most: true, value: ratio(rounds, &self.open[few]) });
         }
         targets
     }
@@ -226,24 +226,27 @@ impl Results {
     pub(crate) fn json(&self) -> String {
         let mut rows = Vec::new();
         for ((load, path, metric), values) in &self.values {
-            let values: Vec<String> = values.iter().map(|value| format!("{value:.4}")).collect();
+            let values = listed(values);
             let metric = format!("{metric:?}").to_lowercase();
             let load = name(*load);
-            rows.push(format!(
-                r#"{{"load":"{load}","path":"{path}","metric":"{metric}","rounds":[{}]}}"#,
-                values.join(",")
-            ));
+            rows.push(format!(r#"{{"load":"{load}","path":"{path}","metric":"{metric}","rounds":[{values}]}}"#));
         }
         for Memory { path, proxy, connections, start, open, each, after } in &self.memory {
             let after = after.map_or("null".into(), |kib| format!("{kib}"));
             rows.push(format!(r#"{{"path":"{path}","proxy":"{proxy}","connections":{connections},"kib_start":{start},"kib_open":{open},"kib_each":{each:.3},"kib_after":{after}}}"#));
         }
-        for Open { path, connections, load, cpu } in &self.open {
-            let load = name(*load);
-            rows.push(format!(r#"{{"load":"{load}","path":"{path}","open":{connections},"cpu":{cpu:.4}}}"#));
+        for (Open { path, load, connections }, values) in &self.open {
+            let (load, values) = (name(*load), listed(values));
+            rows.push(format!(
+                r#"{{"load":"{load}","path":"{path}","open":{connections},"metric":"cpu","rounds":[{values}]}}"#
+            ));
         }
         format!("{{\"failed\":{},\"results\":[\n{}\n]}}", self.failed, rows.join(",\n"))
     }
+}
+
+fn listed(values: &[f64]) -> String {
+    values.iter().map(|value| format!("{value:.4}")).collect::<Vec<_>>().join(",")
 }
 
 /// As on the command line.
