@@ -25,6 +25,12 @@ const OPEN: u32 = 64;
 const REQUEST: usize = 100;
 const RESPONSE: usize = 1024;
 const ONCE_SIZE: usize = 64;
+/// Between the requests of the slow path.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How long it is measured at least: a request may take a third of a second.
+const SLOW: Duration = Duration::from_secs(5);
+/// Until what waits along the way is no longer growing.
+const FULL: Duration = Duration::from_secs(3);
 /// Until windows and buffers have their size.
 const WARM: Duration = Duration::from_millis(300);
 /// A request that takes longer has failed.
@@ -44,6 +50,8 @@ pub(crate) enum Load {
     Rate,
     /// The same beside one bulk download over the same path
     RateBusy,
+    /// A request each 10 ms beside a bulk upload, where the path has a link of 100 Mb/s
+    Slow,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,6 +89,11 @@ impl Load {
         matches!(self, Self::BulkDown | Self::BulkUp)
     }
 
+    /// Whether the path is one to measure it on.
+    pub(crate) fn is_for(self, route: &Route) -> bool {
+        (self == Self::Slow) == route.is_slow()
+    }
+
     pub(crate) async fn run(self, route: &Route, time: Duration) -> Result<Outcome, Failure> {
         let address = route.address;
         match self {
@@ -88,6 +101,7 @@ impl Load {
             Self::New => requests(route, time, move |until, latencies| new(address, until, latencies)).await,
             Self::Keep => requests(route, time, move |until, latencies| keep(address, until, latencies)).await,
             Self::Rate => rate(route, time).await,
+            Self::Slow => Ok(slow(address, time.max(SLOW)).await),
             Self::RateBusy => {
                 let busy = tokio::spawn(async move {
                     let mut stream = connect(address, DOWNLOAD, 0, 0).await?;
@@ -260,6 +274,43 @@ async fn rate(route: &Route, time: Duration) -> Result<Outcome, Failure> {
         results.push(thread.await?);
     }
     Ok(summary(results, cpu(&pids)? - before, time))
+}
+
+/// Requests beside an upload that fills whatever the way has to wait in.
+async fn slow(address: SocketAddr, time: Duration) -> Outcome {
+    let mut latencies = Vec::new();
+    let run = async {
+        let mut stream = connect(address, ECHO, REQUEST, RESPONSE).await?;
+        let mut answer = [0; RESPONSE];
+        let upload = async {
+            let mut bulk = connect(address, UPLOAD, 0, 0).await?;
+            let chunk = vec![0x5a; CHUNK];
+            loop {
+                bulk.write_all(&chunk).await?;
+            }
+        };
+        let requests = async {
+            sleep(FULL).await;
+            let until = Instant::now() + time;
+            while Instant::now() < until {
+                let start = Instant::now();
+                stream.write_all(&[0; REQUEST]).await?;
+                timeout(LOST, stream.read_exact(&mut answer)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+                latencies.push(micros(start));
+                sleep(PAUSE).await;
+            }
+            Ok(())
+        };
+        tokio::select! {
+            failed = upload => failed,
+            done = requests => done,
+        }
+    };
+    let why: Option<io::Error> = run.await.err();
+    let mut outcome = summary(vec![(latencies, u64::from(why.is_some()), why)], 0.0, time);
+    // How many there were follows from how long each took, and the upload's rate from the link.
+    outcome.figures.retain(|(metric, _)| !matches!(metric, Metric::Throughput | Metric::Cpu));
+    outcome
 }
 
 /// The part of one connection. Each latency counts from when the request was to be sent, so that one that waits for the

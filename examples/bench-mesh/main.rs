@@ -1,5 +1,6 @@
 //! What the mesh costs: real proxies on loopback under load, beside plain relays under the same load.
 
+mod link;
 mod load;
 #[path = "../../benches/common/raw_tls.rs"]
 mod raw_tls;
@@ -36,7 +37,7 @@ struct Args {
     /// These loads alone
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Load>,
-    /// These paths alone: direct, tcp2, tcp3, mtls2, hbone, nested, against
+    /// These paths alone: direct, tcp2, tcp3, mtls2, hbone, nested, slow, against
     #[arg(long, value_delimiter = ',')]
     paths: Vec<String>,
     /// Another proxy, as a path of its own: a shell command that makes $LISTEN lead to $UPSTREAM
@@ -126,6 +127,9 @@ async fn run(args: &Args, time: Duration) -> Result<bool, Failure> {
             // Each time another path is first.
             for i in 0..world.routes.len() {
                 let route = &world.routes[(i + round) % world.routes.len()];
+                if !load.is_for(route) {
+                    continue;
+                }
                 let figures = quietest(args, load, route, time, &mut results).await?;
                 results.add(load, route.name, figures);
             }
@@ -205,7 +209,7 @@ async fn memory(world: &World, connections: usize, burst: bool, results: &mut Re
 
 /// What requests cost beside connections that are open and idle.
 async fn open(world: &World, args: &Args, time: Duration, results: &mut Results) -> Result<(), Failure> {
-    for route in world.routes.iter().filter(|route| !args.open.is_empty() && route.name != "direct") {
+    for route in world.routes.iter().filter(|route| !args.open.is_empty() && route.has_proxies()) {
         for round in 0..args.rounds {
             for &connections in &args.open {
                 eprintln!("round {} of {}: {} beside {connections} connections", round + 1, args.rounds, route.name);

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::Failure;
+use crate::link::{self, Link};
 use crate::raw_tls::{self, Pem};
 
 /// As many connections as may wait to be accepted.
@@ -38,6 +39,9 @@ pub(crate) enum Role {
     /// Copies bytes, and nothing else
     #[command(hide = true)]
     TcpRelay { listen: SocketAddr, upstream: SocketAddr },
+    /// Copies bytes as slowly as a link of 100 Mb/s
+    #[command(hide = true)]
+    SlowLink { listen: SocketAddr, upstream: SocketAddr },
     /// Takes TCP, and gives mutual TLS: a session for each connection
     #[command(hide = true)]
     TlsClient { listen: SocketAddr, upstream: SocketAddr, files: PathBuf },
@@ -60,22 +64,27 @@ impl Role {
     async fn listen(self) -> Result<(), Failure> {
         match self {
             Self::Server { listen } => {
-                let listeners = listen.into_iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+                let listeners = listen.into_iter().map(|at| bind(at, None)).collect::<Result<Vec<_>, _>>()?;
                 println!("ready");
                 let served = listeners.into_iter().map(|listener| tokio::spawn(each(listener, serve)));
                 futures_util::future::join_all(served).await;
             }
             Self::TcpRelay { listen, upstream } => {
-                let listener = bind(listen)?;
+                let listener = bind(listen, None)?;
                 println!("ready");
                 each(listener, move |mut near| async move {
                     copy_bidirectional(&mut near, &mut dial(upstream).await?).await.map(|_| ())
                 })
                 .await;
             }
+            Self::SlowLink { listen, upstream } => {
+                let (listener, link) = (bind(listen, Some(link::QUEUE))?, Link::new());
+                println!("ready");
+                each(listener, move |near| link.clone().carry(near, upstream)).await;
+            }
             Self::TlsClient { listen, upstream, files } => {
                 let connector = credentials(&files, "client")?.connector()?;
-                let listener = bind(listen)?;
+                let listener = bind(listen, None)?;
                 println!("ready");
                 each(listener, move |mut near| {
                     let connector = connector.clone();
@@ -88,7 +97,7 @@ impl Role {
             }
             Self::TlsServer { listen, upstream, files } => {
                 let acceptor = credentials(&files, "server")?.acceptor()?;
-                let listener = bind(listen)?;
+                let listener = bind(listen, None)?;
                 println!("ready");
                 each(listener, move |near| {
                     let acceptor = acceptor.clone();
@@ -117,9 +126,13 @@ fn credentials(files: &Path, name: &str) -> Result<Pem, Failure> {
     Ok(Pem { chain: read(format!("{name}.pem"))?, key: read(format!("{name}.key"))?, root: read("ca.pem".into())? })
 }
 
-fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+/// Its connections have receive buffers of the given size, or else such as the system finds good.
+fn bind(address: SocketAddr, buffer: Option<u32>) -> Result<TcpListener, Failure> {
     let listen = || {
         let socket = TcpSocket::new_v4()?;
+        if let Some(size) = buffer {
+            socket.set_recv_buffer_size(size)?;
+        }
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)

@@ -16,6 +16,8 @@ use crate::roles::identity;
 use crate::stats;
 
 const SERVICE_ACCOUNTS: [&str; 3] = ["client", "eastwest", "server"];
+/// Single HBONE with a slow link between the proxies.
+const SLOW: &str = "slow";
 /// Far more than a start takes.
 const START: Duration = Duration::from_secs(20);
 
@@ -34,6 +36,15 @@ struct Proxy {
 }
 
 impl Route {
+    /// Whether there are processes whose CPU and memory are of interest.
+    pub(crate) fn has_proxies(&self) -> bool {
+        !self.proxies.is_empty()
+    }
+
+    pub(crate) fn is_slow(&self) -> bool {
+        self.name == SLOW
+    }
+
     /// The processes of the path, with those that they have started.
     pub(crate) fn pids(&self) -> Result<Vec<u32>, Failure> {
         let mut pids = Vec::new();
@@ -72,9 +83,9 @@ impl World {
         world.write_files(net)?;
         let ip = |host: u8| Ipv4Addr::new(net[0], net[1], net[2], host);
         let at = |host: u8, port: u16| SocketAddr::from((ip(host), port));
-        // One application behind two pods.
-        let (app, far_app) = (at(11, 8080), at(12, 8080));
-        world.role("server", &[&app.to_string(), &far_app.to_string()]).await?;
+        // One application behind all pods.
+        let (app, apps) = (at(11, 8080), [11, 12, 13].map(|pod| at(pod, 8080).to_string()));
+        world.role("server", &apps.each_ref().map(String::as_str)).await?;
 
         let wanted = |name: &str| only.is_empty() || only.iter().any(|path| path == name);
         if wanted("direct") {
@@ -108,6 +119,18 @@ impl World {
             let gateway = world.proxy("gateway", "gateway", &arguments, "eastwest").await?;
             let client = world.client("east.yaml", at(2, 9000), "far").await?;
             world.route("nested", at(2, 9000), vec![client, gateway, server], &["tcp3", "mtls2"]);
+        }
+        if wanted(SLOW) {
+            // The client dials the workload's address, which is the link's.
+            let (link, listen) = (at(13, 15008), at(14, 15008));
+            world.inbound("b3", listen).await?;
+            world.relay("slow-link", link, listen, None).await?;
+            // One thread, so that all share a connection.
+            let forward = format!("{}=slow.default.svc.cluster.local:80", at(4, 9000));
+            let arguments =
+                ["--workload", "default/client", "--mesh", "west.yaml", "--forward", &forward, "--threads", "1"];
+            world.proxy("client", "ztunnel", &arguments, "client").await?;
+            world.route(SLOW, at(4, 9000), Vec::new(), &[]);
         }
         if let Some(command) = against.filter(|_| wanted("against")) {
             let listen = at(50, 9000);
@@ -214,7 +237,8 @@ impl World {
 }
 
 /// The names of all paths.
-pub(crate) const PATHS: [&str; 7] = ["direct", "tcp2", "tcp3", "mtls2", "hbone", "nested", "against (with --against)"];
+pub(crate) const PATHS: [&str; 8] =
+    ["direct", "tcp2", "tcp3", "mtls2", "hbone", "nested", "slow", "against (with --against)"];
 
 impl Drop for World {
     fn drop(&mut self) {

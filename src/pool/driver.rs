@@ -49,6 +49,8 @@ struct Load {
     worked: Duration,
     /// What had been moved by then.
     moved: u64,
+    /// When it worked last, and what had been moved by then.
+    last: (Instant, u64),
     strain: Strain,
 }
 
@@ -70,7 +72,7 @@ impl Driven {
             traffic: connection.client.traffic(),
             moved: 0,
             turns: GiveWay::default(),
-            load: Load { since: Instant::now(), worked: Duration::ZERO, moved: 0, strain: Strain::Light },
+            load: Load::new(Instant::now()),
         }
     }
 
@@ -136,8 +138,19 @@ impl Drop for Driven {
 }
 
 impl Load {
-    /// Adds some work. Says so when that makes a difference.
+    fn new(now: Instant) -> Self {
+        Self { since: now, worked: Duration::ZERO, moved: 0, last: (now, 0), strain: Strain::Light }
+    }
+
+    /// Adds some work. Says how much there is whenever that makes a difference, and again and again while it is much: the pool
+    /// forgets it when the last tunnel ends.
     fn add(&mut self, began: Instant, ended: Instant, moved: u64) -> Option<Strain> {
+        if began - self.last.0 >= WINDOW {
+            // What moved before the pause says nothing of what comes now.
+            (self.since, self.moved) = (began, self.last.1);
+            self.worked = Duration::ZERO;
+        }
+        self.last = (ended, moved);
         self.worked += ended - began;
         let elapsed = ended - self.since;
         if elapsed < WINDOW {
@@ -153,7 +166,8 @@ impl Load {
             (false, false) => Strain::Light,
         };
         (self.since, self.worked, self.moved) = (ended, Duration::ZERO, moved);
-        (std::mem::replace(&mut self.strain, strain) != strain).then_some(strain)
+        let before = std::mem::replace(&mut self.strain, strain);
+        (before != strain || strain != Strain::Light).then_some(strain)
     }
 }
 
@@ -169,5 +183,48 @@ pub(super) async fn timer(pool: Weak<Inner>) {
             () = sleep_until(next) => {}
             () = woken => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TURN: Duration = Duration::from_millis(1);
+
+    /// Bulk for as long as that, in turns that follow each other. What was said last.
+    fn bulk(load: &mut Load, now: &mut Instant, moved: &mut u64, turns: u32) -> Option<Strain> {
+        let mut said = None;
+        for _ in 0..turns {
+            *moved += BULK / 50;
+            said = load.add(*now, *now + TURN / 2, *moved).or(said);
+            *now += TURN;
+        }
+        said
+    }
+
+    #[test]
+    fn bulk_is_told_again_and_again() {
+        let mut now = Instant::now();
+        let (mut load, mut moved) = (Load::new(now), 0);
+        for _ in 0..3 {
+            assert_eq!(bulk(&mut load, &mut now, &mut moved, 110), Some(Strain::Bulk));
+        }
+    }
+
+    #[test]
+    fn what_moved_before_a_pause_is_not_told_after_it() {
+        let mut now = Instant::now();
+        let (mut load, mut moved) = (Load::new(now), 0);
+        bulk(&mut load, &mut now, &mut moved, 190);
+        now += 3 * WINDOW;
+        let after: Vec<_> = (0..300)
+            .filter_map(|_| {
+                now += TURN;
+                moved += 1000;
+                load.add(now, now + TURN / 100, moved)
+            })
+            .collect();
+        assert_eq!(after, [Strain::Light]);
     }
 }

@@ -232,6 +232,8 @@ impl<H: Handle, W> State<H, W> {
         if conn.open == 0 {
             let conn_id = conn.id;
             conn.idle_since = now;
+            // Its driver would only find out at its next turn, and tell of what moved until now.
+            conn.strain = Strain::Light;
             let usable = conn.handle.is_some();
             if usable && self.entries.get(&id).is_some_and(|entry| entry.is_spare(conn_id)) {
                 self.timers.set(Timer::Conn(conn_id), now + SPARE.min(self.limits.idle_timeout));

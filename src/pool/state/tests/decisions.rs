@@ -437,8 +437,11 @@ fn tunnels_keep_away_from_bulk_however_few_are_beside_it(#[case] reuse: Reuse) {
     sim.wind_up();
 }
 
-#[test]
-fn after_bulk_tunnels_return_to_the_oldest_connection_and_its_company_is_closed() {
+#[rstest]
+#[case::which_is_told(true)]
+// Nothing moves any more, so that nobody measures.
+#[case::which_is_not_told(false)]
+fn after_bulk_tunnels_return_to_the_oldest_connection_and_its_company_is_closed(#[case] told: bool) {
     let (mut sim, key) = (Sim::new(Limits { busy_connections: 2, ..limits() }), direct(1, Reuse::Shared));
     let _ = sim.checkout(&key);
     let bulky = sim.land(0, None, 100);
@@ -447,7 +450,9 @@ fn after_bulk_tunnels_return_to_the_oldest_connection_and_its_company_is_closed(
     for _ in 0..5 {
         assert_eq!(sim.checkout(&key), Ok(company));
     }
-    sim.strained(bulky, Strain::Light);
+    if told {
+        sim.strained(bulky, Strain::Light);
+    }
     sim.release(bulky);
     (0..5).for_each(|_| sim.release(company));
     for _ in 0..20 {
