@@ -29,7 +29,8 @@ impl<H: Handle, W> State<H, W> {
     /// A connection has more or less to do than before.
     pub(in crate::pool) fn strained(&mut self, conn: ConnId, strain: Strain, now: Instant) {
         let Some(&id) = self.at.get(&conn) else { return };
-        if let Some(conn) = self.conn_mut(id, conn) {
+        // Without tunnels it has nothing to do; what it did before is what its driver still tells of.
+        if let Some(conn) = self.conn_mut(id, conn).filter(|conn| conn.open > 0) {
             conn.strain = strain;
         }
         self.grow(id, now);

@@ -454,6 +454,10 @@ fn after_bulk_tunnels_return_to_the_oldest_connection_and_its_company_is_closed(
         sim.strained(bulky, Strain::Light);
     }
     sim.release(bulky);
+    if !told {
+        // Of what moved before.
+        sim.strained(bulky, Strain::Bulk);
+    }
     (0..5).for_each(|_| sim.release(company));
     for _ in 0..20 {
         assert_eq!(sim.checkout(&key), Ok(bulky));
