@@ -18,7 +18,7 @@ use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{Accept, Accepted, BoxStream, Dial, Stream};
 
-/// As ztunnel: a peer that vanished is noticed even where nothing is sent.
+/// As ztunnel: a peer that vanished is noticed even where nothing is sent. Its interval stays that of the system, 75 s.
 const KEEPALIVE: Duration = Duration::from_secs(180);
 /// After a failed accept, mostly for lack of file descriptors, some have to be closed before the next can succeed.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
@@ -27,7 +27,7 @@ const BACKLOG: u32 = 1024;
 /// a limit the system takes up to 4 MiB, a third of a second at 100 Mb/s. A quarter of this costs nested bulk 8 % more CPU.
 #[cfg(target_os = "linux")]
 const NOT_SENT: u32 = 512 << 10;
-/// Whether connections have the options of their listener, which saves five system calls for each.
+/// Whether connections have the options of their listener, which saves four system calls for each.
 const INHERITED: bool = cfg!(target_os = "linux");
 
 /// Dials TCP with the options that a proxy wants: no delay, keepalive, little that waits to be sent (TCP_NOTSENT_LOWAT, on Linux), and
