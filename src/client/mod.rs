@@ -259,3 +259,23 @@ fn request(authority: &Authority, metadata: &Metadata) -> Result<Request<()>> {
     }
     Ok(request)
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::metadata::{BAGGAGE, Baggage, Forwarded, Traceparent};
+
+    #[test]
+    fn what_differs_between_all_tunnels_stays_out_of_hpacks_table() {
+        let traceparent: Traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00".parse().unwrap();
+        let metadata = Metadata::default()
+            .with_baggage(Baggage::default().with_cluster("c1"))
+            .with_forwarded(Forwarded::default().with_for(([10, 0, 0, 5], 41234).into()))
+            .with_traceparent(traceparent);
+        let request = request(&"10.0.0.1:80".parse().unwrap(), &metadata).unwrap();
+        let is_kept_out = |name| request.headers().get(name).map(HeaderValue::is_sensitive);
+        assert_eq!([BAGGAGE, FORWARDED, TRACEPARENT].map(is_kept_out), [Some(false), Some(true), Some(true)]);
+    }
+}
