@@ -14,52 +14,17 @@ for tool in ip iptables openssl wrk nginx python3; do
   command -v "$tool" >/dev/null || { echo "error: needs $tool"; exit 2; }
 done
 
-id=hb$$
-at() { local host=$1; shift; ip netns exec "$id-$host" "$@"; }
-hosts=(ca:10.77.0.1 gb:10.77.0.2 b1:10.77.0.11 b2:10.77.0.12)
-dir=$(mktemp -d)
+. "$fixtures/hosts.sh"
 pids=()
-cleanup() {
-  local host
-  kill -9 "${pids[@]}" 2>/dev/null || true
-  wait 2>/dev/null || true
-  for host in "${hosts[@]}" wan; do ip netns del "$id-${host%%:*}" 2>/dev/null || true; done
-  rm -rf "$dir"
-}
-trap cleanup EXIT
-
-ip netns add "$id-wan"
-ip -n "$id-wan" link add br0 type bridge
-ip -n "$id-wan" link set br0 up
-for host in "${hosts[@]}"; do
-  name=${host%%:*} address=${host##*:}
-  ip netns add "$id-$name"
-  ip -n "$id-wan" link add "v-$name" type veth peer name eth0 netns "$id-$name"
-  ip -n "$id-wan" link set "v-$name" master br0
-  ip -n "$id-wan" link set "v-$name" up
-  ip -n "$id-$name" link set lo up
-  ip -n "$id-$name" address add "$address/24" dev eth0
-  ip -n "$id-$name" link set eth0 up
-  ip -n "$id-$name" route add default dev eth0
-  at "$name" sysctl -qw "net.ipv4.tcp_congestion_control=$congestion"
-done
-
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=root \
-  -addext keyUsage=critical,keyCertSign -keyout "$dir/ca.key" -out "$dir/ca.pem" 2>/dev/null
-for identity in default/client istio-gateways/eastwest default/server; do
-  name=${identity#*/}
-  openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=workload \
-    -keyout "$dir/$name.key" -out "$dir/$name.csr" 2>/dev/null
-  openssl x509 -req -in "$dir/$name.csr" -CA "$dir/ca.pem" -CAkey "$dir/ca.key" -CAcreateserial -days 1 -out "$dir/$name.pem" \
-    -extfile <(echo "subjectAltName=URI:spiffe://cluster.local/ns/${identity%/*}/sa/$name"
-               echo "extendedKeyUsage=serverAuth,clientAuth") 2>/dev/null
-done
-certificate() { echo "--cert $dir/$1.pem --key $dir/$1.key --ca $dir/ca.pem"; }
+trap 'remove_hosts "${pids[@]}"' EXIT
+make_hosts
+for host in "${hosts[@]}"; do at "${host%%:*}" sysctl -qw "net.ipv4.tcp_congestion_control=$congestion"; done
+make_certificates
 
 # start HOST COMMAND...: its id is then in `started`. It gets a moment; what does not listen fails the check below.
 start() {
   local host=$1; shift
-  ip netns exec "$id-$host" "$@" >>"$dir/log" 2>&1 &
+  at_exec "$host" "$@" >>"$dir/log" 2>&1 &
   started=$!
   pids+=("$started")
   sleep 0.4
