@@ -87,7 +87,7 @@ impl Watch {
     }
 
     /// A watch that holds the drain open and is not counted in a [`Report`]: for who only waits for others that are.
-    #[cfg(feature = "tower")]
+    #[cfg(any(feature = "proxy", feature = "tower"))]
     pub(crate) fn uncounted(&self) -> Self {
         Self { stage: self.stage.clone(), _alive: None }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Parser};
 use common::{Common, Health, Loaded, seconds, set};
-use futures_util::future::join_all;
+use futures_util::future::{FutureExt, join_all};
 use hbone::balance::WeightedRandom;
 use hbone::connector::{Connector, ConnectorConfig};
 use hbone::io::{RelayStats, Stream};
@@ -163,22 +163,20 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     }
     let mut applications = Applications { workers: workers.set(), ways, watch: &watch, tasks: &mut tasks };
     if let Some(address) = args.outbound {
-        applications.take("outbound", address, |outbound, mut stream, peer, drain| {
-            until_forced(drain, peer, async move {
-                let target = tcp::original_destination(&stream).inspect_err(|_| stream.fail())?;
-                outbound.serve(stream, &target.into(), Some(peer)).await
-            })
+        applications.take("outbound", address, |outbound, mut stream, peer| async move {
+            let target = tcp::original_destination(&stream).inspect_err(|_| stream.fail())?;
+            outbound.serve(stream, &target.into(), Some(peer)).await
         })?;
     }
     if let Some(address) = args.socks5 {
-        applications.take("socks5", address, |outbound, stream, peer, drain| {
-            until_forced(drain, peer, async move { socks5::serve(&outbound, stream, Some(peer)).await })
+        applications.take("socks5", address, |outbound, stream, peer| async move {
+            socks5::serve(&outbound, stream, Some(peer)).await
         })?;
     }
     for (address, target) in args.forward {
-        applications.take("forward", address, move |outbound, stream, peer, drain| {
+        applications.take("forward", address, move |outbound, stream, peer| {
             let target = target.clone();
-            until_forced(drain, peer, async move { outbound.serve(stream, &target, Some(peer)).await })
+            async move { outbound.serve(stream, &target, Some(peer)).await }
         })?;
     }
     args.common.run(tasks, drain, watch).await?;
@@ -201,8 +199,8 @@ impl Applications<'_> {
     /// Takes connections at an address.
     fn take<F, S>(&mut self, what: &str, address: SocketAddr, serve: F) -> Result<(), Box<dyn Error>>
     where
-        F: Fn(Outbound, TcpStream, SocketAddr, drain::Watch) -> S + Clone + Send + Sync + 'static,
-        S: Future<Output = ()> + Send + 'static,
+        F: Fn(Outbound, TcpStream, SocketAddr) -> S + Clone + Send + Sync + 'static,
+        S: Future<Output = hbone::Result<RelayStats>> + Send + 'static,
     {
         let listeners = tcp::listen_on_each(address, &self.workers)?;
         if let Some(listener) = listeners.first() {
@@ -210,28 +208,18 @@ impl Applications<'_> {
         }
         for (home, (listener, runtime)) in listeners.into_iter().zip(self.workers.handles()).enumerate() {
             let (serve, ways) = (serve.clone(), self.ways.clone());
-            let serve = move |worker: usize, stream, peer, drain| serve(ways[worker].clone(), stream, peer, drain);
+            // An async block would keep the connection's future twice.
+            let serve = move |worker: usize, stream, peer, drain: drain::Watch| {
+                serve(ways[worker].clone(), stream, peer).map(move |ended| {
+                    if let Err(error) = ended {
+                        tracing::warn!(%peer, %error, "outbound connection");
+                    }
+                    drop(drain);
+                })
+            };
             let accepting = tcp::accept_across(listener, Some(home), self.workers.clone(), self.watch.clone(), serve);
             self.tasks.spawn_on(accepting, runtime);
         }
         Ok(())
-    }
-}
-
-/// Lets a connection run until it ends or the drain is over.
-fn until_forced(
-    drain: drain::Watch,
-    peer: SocketAddr,
-    connection: impl Future<Output = hbone::Result<RelayStats>> + Send + 'static,
-) -> impl Future<Output = ()> + Send {
-    // An async function would keep its argument twice.
-    let connection = Box::pin(connection);
-    async move {
-        tokio::select! {
-            result = connection => if let Err(error) = result {
-                tracing::warn!(%peer, %error, "outbound connection");
-            },
-            () = drain.forced() => {}
-        }
     }
 }

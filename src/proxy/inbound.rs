@@ -1,15 +1,17 @@
 //! Where tunnels end: at a workload.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::serve::{serve, unreachable};
 use super::splice::{Unfinished, splice};
+use crate::authority::Authority;
 use crate::config::Config;
 use crate::connector::MeshWatch;
 use crate::drain::Watch;
 use crate::error::Result;
-use crate::identity::TrustDomains;
+use crate::identity::{SpiffeId, TrustDomains};
 use crate::io::{Dial, Stream, dial};
 use crate::mesh::{LastBaggage, Workload};
 use crate::metadata::Metadata;
@@ -69,66 +71,78 @@ impl Inbound {
     /// Why the handshake or the connection failed. What becomes of single tunnels is logged at `debug`.
     pub async fn serve(&self, stream: impl Stream + 'static, from: Option<SocketAddr>, drain: &Watch) -> Result<()> {
         let inner = self.0.clone();
-        let tunnel = move |incoming| {
-            let inner = inner.clone();
-            async move { inner.tunnel(incoming, from).await }
-        };
+        let tunnel = move |incoming| inner.clone().tunnel(incoming, from);
         serve(Box::new(stream), from, &self.0.acceptor, &self.0.config, drain, tunnel).await
     }
 }
 
+/// A tunnel, and the application that it leads to.
+struct Opened {
+    tunnel: TunnelStream,
+    application: Unfinished,
+    peer: Option<SpiffeId>,
+    target: Authority,
+}
+
 impl Inner {
-    async fn tunnel(&self, incoming: Incoming, from: Option<SocketAddr>) {
-        let (peer, target) = (incoming.peer_identity().cloned(), incoming.authority().clone());
-        let peer = peer.as_ref().map(tracing::field::display);
+    /// Serves one tunnel until it ends.
+    fn tunnel(
+        self: Arc<Self>,
+        incoming: Incoming,
+        from: Option<SocketAddr>,
+    ) -> impl Future<Output = ()> + Send + use<> {
         // Boxed, so that its memory is free again while bytes flow, or don't.
-        let ended = match Box::pin(self.open(incoming, from)).await {
-            Ok(Some(mut ends)) => splice(&mut ends.0, &mut ends.1).await,
-            Ok(None) => return,
-            Err(error) => Err(error),
-        };
-        match ended {
-            Ok(stats) => {
-                tracing::debug!(peer, %target, received = stats.a_to_b, sent = stats.b_to_a, "tunnel ended")
+        let opening = Box::pin(self.open(incoming, from));
+        async move {
+            let Some(mut opened) = opening.await else { return };
+            let ended = splice(&mut opened.tunnel, &mut opened.application).await;
+            let Opened { peer, target, .. } = &*opened;
+            let peer = peer.as_ref().map(tracing::field::display);
+            match ended {
+                Ok(stats) => {
+                    tracing::debug!(peer, %target, received = stats.a_to_b, sent = stats.b_to_a, "tunnel ended")
+                }
+                Err(error) => tracing::debug!(peer, %target, %error, "tunnel broke"),
             }
-            Err(error) => tracing::debug!(peer, %target, %error, "tunnel broke"),
         }
     }
 
-    /// Connects a tunnel that is asked for to its application. `None` when it was refused, or given up by the client.
-    async fn open(
-        &self,
-        mut incoming: Incoming,
-        from: Option<SocketAddr>,
-    ) -> Result<Option<Box<(TunnelStream, Unfinished)>>> {
+    /// Connects a tunnel that is asked for to its application. `None` when it was refused, given up by the client, or broke.
+    async fn open(self: Arc<Self>, mut incoming: Incoming, from: Option<SocketAddr>) -> Option<Box<Opened>> {
         let (peer, target) = (incoming.peer_identity().cloned(), incoming.authority().clone());
-        let peer = peer.as_ref().map(tracing::field::display);
+        let shown = peer.as_ref().map(tracing::field::display);
         let (destination, workload) = match self.decide(&incoming, from) {
             Ok(decision) => decision,
             Err(refusal) => {
-                tracing::info!(peer, %target, %refusal, "tunnel refused");
+                tracing::info!(peer = shown, %target, %refusal, "tunnel refused");
                 incoming.reject(&refusal);
-                return Ok(None);
+                return None;
             }
         };
         let dialled = tokio::select! {
             dialled = dial(&*self.dialer, destination, self.config.dial_timeout) => dialled,
             () = incoming.cancelled() => {
-                tracing::debug!(peer, %target, "given up by the client");
-                return Ok(None);
+                tracing::debug!(peer = shown, %target, "given up by the client");
+                return None;
             }
         };
         let application = match dialled {
             Ok(application) => Unfinished::new(application),
             Err(error) => {
-                tracing::info!(peer, %target, %error, "application not reached");
+                tracing::info!(peer = shown, %target, %error, "application not reached");
                 incoming.reject(&unreachable(&error, "application"));
-                return Ok(None);
+                return None;
             }
         };
-        tracing::debug!(peer, %target, %destination, "tunnel opened");
+        tracing::debug!(peer = shown, %target, %destination, "tunnel opened");
         let answer = Metadata::default().with_baggage(self.baggage.of(&workload));
-        Ok(Some(Box::new((incoming.accept(&answer)?, application))))
+        match incoming.accept(&answer) {
+            Ok(tunnel) => Some(Box::new(Opened { tunnel, application, peer, target })),
+            Err(error) => {
+                tracing::debug!(peer = shown, %target, %error, "tunnel broke");
+                None
+            }
+        }
     }
 
     fn decide(&self, incoming: &Incoming, from: Option<SocketAddr>) -> Result<(SocketAddr, Arc<Workload>), Refusal> {

@@ -1,12 +1,16 @@
 //! Where tunnels begin: at a workload.
 
+use std::future::Future;
 use std::net::SocketAddr;
 
 use super::splice::{Unfinished, splice};
 use crate::authority::Authority;
+use crate::balance::InFlight;
 use crate::connector::{Connected, Connector};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::identity::SpiffeId;
 use crate::io::{RelayStats, Stream};
+use crate::tunnel::TunnelStream;
 
 /// Serves one workload: sends each of its connections through a tunnel of its [`Connector`].
 #[derive(Clone, Debug)]
@@ -36,16 +40,22 @@ impl Outbound {
     /// # Errors
     ///
     /// As [`Connector::connect`], or why the connection broke later.
-    pub async fn serve(
-        &self,
-        stream: impl Stream + 'static,
-        target: &Authority,
+    pub fn serve<'a, S>(
+        &'a self,
+        stream: S,
+        target: &'a Authority,
         from: Option<SocketAddr>,
-    ) -> Result<RelayStats> {
-        let stream = Box::new(Unfinished::new(Box::new(stream)));
+    ) -> impl Future<Output = Result<RelayStats>> + Send + use<'a, S>
+    where
+        S: Stream + 'static,
+    {
+        let stream = Unfinished::new(Box::new(stream));
         // Boxed, so that its memory is free again while bytes flow, or don't.
-        let connected = Box::pin(self.connect(target, from)).await?;
-        Self::join(Box::new(connected), stream).await
+        let connecting = Box::pin(async move {
+            let connected = self.connect(target, from).await?;
+            Ok::<_, Error>(Carried::new(connected, stream))
+        });
+        async move { Carried::carry(connecting.await?).await }
     }
 
     /// Joins an application's connection with the tunnel opened for it, until both have ended. When dropped, the connection
@@ -55,14 +65,30 @@ impl Outbound {
     ///
     /// Why the connection broke, on whichever side. The other side then sees it fail, not end.
     pub async fn carry(&self, connected: Connected, stream: impl Stream + 'static) -> Result<RelayStats> {
-        Self::join(Box::new(connected), Box::new(Unfinished::new(Box::new(stream)))).await
+        Carried::new(connected, Unfinished::new(Box::new(stream))).carry().await
+    }
+}
+
+/// A connection that is being carried. Of the way there only what is still asked for: it would take as much room as the rest.
+pub(super) struct Carried {
+    tunnel: TunnelStream,
+    stream: Unfinished,
+    target: Authority,
+    identities: Vec<SpiffeId>,
+    _in_flight: InFlight,
+}
+
+impl Carried {
+    pub(super) fn new(connected: Connected, stream: Unfinished) -> Box<Self> {
+        let Connected { tunnel, route, identities } = connected;
+        Box::new(Self { tunnel, stream, target: route.authority, identities, _in_flight: route.in_flight })
     }
 
-    async fn join(mut connected: Box<Connected>, mut stream: Box<Unfinished>) -> Result<RelayStats> {
-        let result = splice(&mut connected.tunnel, &mut stream).await;
+    pub(super) async fn carry(mut self: Box<Self>) -> Result<RelayStats> {
+        let result = splice(&mut self.tunnel, &mut self.stream).await;
         if let Ok(stats) = &result {
-            let Connected { route, identities, .. } = &*connected;
-            let (target, received, sent) = (&route.authority, stats.a_to_b, stats.b_to_a);
+            let Self { target, identities, .. } = &*self;
+            let (received, sent) = (stats.a_to_b, stats.b_to_a);
             tracing::debug!(%target, ?identities, received, sent, "connection ended");
         }
         result

@@ -1,5 +1,6 @@
 //! SOCKS5 (RFC 1928) in front of an [`Outbound`]: CONNECT without authentication, to addresses and names.
 
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -8,6 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::Outbound;
+use super::outbound::Carried;
+use super::splice::Unfinished;
 use crate::authority::Authority;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{RelayStats, Stream};
@@ -41,11 +44,25 @@ enum Reply {
 /// # Errors
 ///
 /// [`ErrorKind::Protocol`] when it is no SOCKS5, or as [`Outbound::serve`].
-pub async fn serve(
+pub fn serve<'a, S>(
+    outbound: &'a Outbound,
+    stream: S,
+    from: Option<SocketAddr>,
+) -> impl Future<Output = Result<RelayStats>> + Send + use<'a, S>
+where
+    S: Stream + 'static,
+{
+    // Boxed, so that its memory is free again while bytes flow, or don't.
+    let opening = Box::pin(open(outbound, stream, from));
+    async move { Carried::carry(opening.await?).await }
+}
+
+/// What comes before the connection can be carried.
+async fn open(
     outbound: &Outbound,
     mut stream: impl Stream + 'static,
     from: Option<SocketAddr>,
-) -> Result<RelayStats> {
+) -> Result<Box<Carried>> {
     let target = match timeout(GREETING_TIMEOUT, greet(&mut stream)).await {
         Ok(Ok(target)) => target,
         Ok(Err((reply, error))) => {
@@ -63,10 +80,10 @@ pub async fn serve(
             ));
         }
     };
-    match Box::pin(outbound.connect(&target, from)).await {
+    match outbound.connect(&target, from).await {
         Ok(connected) => {
             answer(&mut stream, Reply::Succeeded).await;
-            outbound.carry(connected, stream).await
+            Ok(Carried::new(connected, Unfinished::new(Box::new(stream))))
         }
         Err(error) => {
             answer(&mut stream, reply_for(&error)).await;

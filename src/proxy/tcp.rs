@@ -169,8 +169,9 @@ fn not_listening(address: SocketAddr, e: io::Error) -> Error {
     Error::new(ErrorKind::Local, Layer::Config, Side::Local, format!("listening on {address}")).with_source(e)
 }
 
-/// Accepts connections until the drain starts, and gives each to `serve` in a task of its own with a watch on the drain.
-/// Returns when all of them have ended.
+/// Accepts connections until the drain starts, and gives each to `serve` in a task of its own with a watch on the drain, to be
+/// kept for as long as the connection is to be waited for. Returns when all of them have ended; when the drain's time is over,
+/// those that are left are dropped.
 pub async fn accept_each<F, S>(listener: TcpListener, drain: Watch, serve: F)
 where
     F: Fn(TcpStream, SocketAddr, Watch) -> S,
@@ -256,8 +257,12 @@ async fn accept(
         }
     }
     // Refuses what comes from now on, and does not count as something that has to finish.
+    let over = drain.uncounted();
     drop((listener, drain));
-    while tasks.join_next().await.is_some() {}
+    tokio::select! {
+        () = async { while tasks.join_next().await.is_some() {} } => {}
+        () = over.forced() => tasks.shutdown().await,
+    }
 }
 
 /// Where a connection captured by a REDIRECT rule was meant to go.
@@ -302,32 +307,45 @@ fn unmapped(address: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+
+    use rstest::rstest;
+    use tokio::io::AsyncReadExt;
+    use tokio::time::timeout;
+
     use super::*;
     use crate::drain;
 
+    #[rstest]
+    #[case::which_end_by_force(true)]
+    #[case::which_know_of_no_drain(false)]
     #[tokio::test(start_paused = true)]
-    async fn a_drain_counts_the_connections_that_it_cuts() {
+    async fn a_drain_counts_and_ends_the_connections_that_it_cuts(#[case] listens: bool) {
         let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let (drain, watch) = drain::channel();
         let (served, mut serving) = tokio::sync::mpsc::unbounded_channel();
-        let accepting = tokio::spawn(accept_each(listener, watch, move |_stream, _, drain| {
+        let accepting = tokio::spawn(accept_each(listener, watch, move |stream, _, drain| {
             served.send(()).unwrap();
-            async move { drain.forced().await }
+            async move {
+                let _kept = &stream;
+                if listens { drain.forced().await } else { pending().await }
+            }
         }));
-        let _two = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+        let two = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
         serving.recv().await.unwrap();
         serving.recv().await.unwrap();
-        let report = drain.drain(Duration::from_secs(5)).await;
+        let report = timeout(Duration::from_secs(60), drain.drain(Duration::from_secs(5))).await.expect("it ends");
         assert_eq!((report.completed, report.forced), (false, 2));
         accepting.await.unwrap();
+        for mut client in two {
+            assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "its end is closed");
+        }
     }
 
     #[cfg(target_os = "linux")]
     mod not_sent {
-        use rstest::rstest;
         use tokio::io::AsyncWriteExt;
-        use tokio::time::timeout;
 
         use super::*;
 
