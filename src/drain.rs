@@ -71,7 +71,8 @@ impl Drain {
         let forced = self.watches.strong_count();
         self.stage.send_replace(Stage::Forced);
         self.stage.closed().await;
-        Report { completed: false, forced }
+        // Those that only wait for others may still have been about to end.
+        Report { completed: forced == 0, forced }
     }
 }
 

@@ -208,13 +208,11 @@ impl Applications<'_> {
         }
         for (home, (listener, runtime)) in listeners.into_iter().zip(self.workers.handles()).enumerate() {
             let (serve, ways) = (serve.clone(), self.ways.clone());
-            // An async block would keep the connection's future twice.
-            let serve = move |worker: usize, stream, peer, drain: drain::Watch| {
+            let serve = move |worker: usize, stream, peer, _| {
                 serve(ways[worker].clone(), stream, peer).map(move |ended| {
                     if let Err(error) = ended {
                         tracing::warn!(%peer, %error, "outbound connection");
                     }
-                    drop(drain);
                 })
             };
             let accepting = tcp::accept_across(listener, Some(home), self.workers.clone(), self.watch.clone(), serve);

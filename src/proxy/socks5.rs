@@ -39,7 +39,8 @@ enum Reply {
 }
 
 /// Serves one SOCKS5 client: reads where it wants to go, opens the tunnel, answers, and carries the connection. The answer
-/// follows the tunnel's, so the client learns whether its destination is there.
+/// follows the tunnel's, so the client learns whether its destination is there. Dropped before its answer, the client sees its
+/// connection end without one; later, as with [`Outbound::serve`].
 ///
 /// # Errors
 ///

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
@@ -22,6 +23,8 @@ use crate::io::{Accept, Accepted, BoxStream, Dial, Stream};
 const KEEPALIVE: Duration = Duration::from_secs(180);
 /// After a failed accept, mostly for lack of file descriptors, some have to be closed before the next can succeed.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
+/// When a drain's time is over, who listens for that says why it ends, which takes no longer.
+const LAST_TURN: Duration = Duration::from_millis(100);
 const BACKLOG: u32 = 1024;
 /// So much may wait in a socket to be sent. What comes later, of whichever tunnel of the connection, waits until it has left: without
 /// a limit the system takes up to 4 MiB, a third of a second at 100 Mb/s. A quarter of this costs nested bulk 8 % more CPU.
@@ -169,16 +172,19 @@ fn not_listening(address: SocketAddr, e: io::Error) -> Error {
     Error::new(ErrorKind::Local, Layer::Config, Side::Local, format!("listening on {address}")).with_source(e)
 }
 
-/// Accepts connections until the drain starts, and gives each to `serve` in a task of its own with a watch on the drain, to be
-/// kept for as long as the connection is to be waited for. Returns when all of them have ended; when the drain's time is over,
-/// those that are left are dropped.
+/// Accepts connections until the drain starts, and gives each to `serve` in a task of its own with a watch on the drain. Returns
+/// when all of them have ended.
+///
+/// Each connection is waited for and counted in the drain's [`Report`](crate::drain::Report), whether or not `serve` keeps its watch.
+/// When the drain's time is over, those that have not ended by themselves a tenth of a second later are dropped: an application
+/// that is [served by `Outbound`](super::Outbound::serve) then sees its connection fail, while a bare stream just ends.
 pub async fn accept_each<F, S>(listener: TcpListener, drain: Watch, serve: F)
 where
     F: Fn(TcpStream, SocketAddr, Watch) -> S,
     S: Future<Output = ()> + Send + 'static,
 {
     accept(listener, drain, |tasks, stream, peer, drain| {
-        tasks.spawn(serve(stream, peer, drain));
+        tasks.spawn(counted(serve(stream, peer, drain.uncounted()), drain));
     })
     .await;
 }
@@ -203,27 +209,32 @@ where
         let preferred = home.unwrap_or_else(|| shares.fewest());
         let (worker, runtime) = workers.pick(preferred);
         if home == Some(worker) {
-            tasks.spawn(serve(worker, stream, peer, drain));
+            tasks.spawn(counted(serve(worker, stream, peer, drain.uncounted()), drain));
             return;
         }
         let lost = move |error| tracing::warn!(%peer, %error, "connection lost before it was served");
-        let (serve, share) = (serve.clone(), shares.take(worker));
+        let (serve, share, watch) = (serve.clone(), shares.take(worker), drain.uncounted());
         // Its events are to come to the other runtime.
         match stream.into_std() {
             Ok(stream) => {
                 let serving = async move {
                     let _share = share;
                     match TcpStream::from_std(stream) {
-                        Ok(stream) => serve(worker, stream, peer, drain).await,
+                        Ok(stream) => serve(worker, stream, peer, watch).await,
                         Err(error) => lost(error),
                     }
                 };
-                tasks.spawn_on(serving, runtime);
+                tasks.spawn_on(counted(serving, drain), runtime);
             }
             Err(error) => lost(error),
         }
     })
     .await;
+}
+
+/// Holds the drain open for as long as a connection is served. An async block would keep the future twice.
+fn counted(serving: impl Future<Output = ()> + Send, drain: Watch) -> impl Future<Output = ()> + Send {
+    serving.map(move |()| drop(drain))
 }
 
 async fn accept(
@@ -259,9 +270,13 @@ async fn accept(
     // Refuses what comes from now on, and does not count as something that has to finish.
     let over = drain.uncounted();
     drop((listener, drain));
+    let cut = async {
+        over.forced().await;
+        sleep(LAST_TURN).await;
+    };
     tokio::select! {
         () = async { while tasks.join_next().await.is_some() {} } => {}
-        () = over.forced() => tasks.shutdown().await,
+        () = cut => tasks.shutdown().await,
     }
 }
 
@@ -308,34 +323,62 @@ fn unmapped(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
+    use std::num::NonZeroUsize;
 
     use rstest::rstest;
     use tokio::io::AsyncReadExt;
     use tokio::time::timeout;
 
+    use super::super::Workers;
     use super::*;
     use crate::drain;
 
+    /// What serves a connection.
+    #[derive(Clone, Copy, Debug)]
+    enum Serving {
+        Listens,
+        KeepsItsWatch,
+        KnowsOfNoDrain,
+    }
+
+    async fn serve(serving: Serving, _stream: TcpStream, watch: Watch) {
+        match serving {
+            Serving::Listens => watch.forced().await,
+            Serving::KeepsItsWatch => pending().map(|()| drop(watch)).await,
+            Serving::KnowsOfNoDrain => {
+                drop(watch);
+                pending().await
+            }
+        }
+    }
+
     #[rstest]
-    #[case::which_end_by_force(true)]
-    #[case::which_know_of_no_drain(false)]
-    #[tokio::test(start_paused = true)]
-    async fn a_drain_counts_and_ends_the_connections_that_it_cuts(#[case] listens: bool) {
+    #[tokio::test]
+    async fn a_drain_counts_and_ends_the_connections_that_it_cuts(
+        #[values(Serving::Listens, Serving::KeepsItsWatch, Serving::KnowsOfNoDrain)] connection: Serving,
+        #[values(false, true)] across: bool,
+    ) {
         let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let (drain, watch) = drain::channel();
         let (served, mut serving) = tokio::sync::mpsc::unbounded_channel();
-        let accepting = tokio::spawn(accept_each(listener, watch, move |stream, _, drain| {
+        let served = move |stream: TcpStream, watch| {
             served.send(()).unwrap();
-            async move {
-                let _kept = &stream;
-                if listens { drain.forced().await } else { pending().await }
+            serve(connection, stream, watch)
+        };
+        let workers = Workers::start(NonZeroUsize::MIN).unwrap();
+        let accepting = match across {
+            false => tokio::spawn(accept_each(listener, watch, move |stream, _, watch| served(stream, watch))),
+            true => {
+                let served = move |_, stream, _, watch| served(stream, watch);
+                tokio::spawn(accept_across(listener, None, workers.set(), watch, served))
             }
-        }));
+        };
         let two = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
         serving.recv().await.unwrap();
         serving.recv().await.unwrap();
-        let report = timeout(Duration::from_secs(60), drain.drain(Duration::from_secs(5))).await.expect("it ends");
+        let draining = drain.drain(Duration::from_millis(50));
+        let report = timeout(Duration::from_secs(60), draining).await.expect("it ends");
         assert_eq!((report.completed, report.forced), (false, 2));
         accepting.await.unwrap();
         for mut client in two {

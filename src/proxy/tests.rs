@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::net::TcpStream;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use super::{Gateway, Inbound, Outbound};
+use super::{Gateway, Inbound, Outbound, tcp};
 use crate::authority::Authority;
 use crate::balance::{Balance, Candidate, InFlight, Pick};
 use crate::config::Config;
@@ -156,6 +157,16 @@ async fn a_tunnel_that_is_not_carried_on_is_in_flight_as_long_as_it_is_kept() {
     assert_eq!(world.at_client.get(), 0);
     drop(world.outbound);
     world.at_gateway.reaches(0).await;
+}
+
+#[tokio::test]
+async fn an_application_sees_its_connection_fail_when_serving_it_never_begins() {
+    let world = World::new();
+    let listener = tcp::listen(([127, 0, 0, 1], 0).into()).unwrap();
+    let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    drop(world.outbound.serve(stream, &world.target, None));
+    assert_eq!(application.read(&mut [0]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]
