@@ -87,7 +87,8 @@ impl Watch {
         self.reached(Stage::Forced).await;
     }
 
-    /// A watch that holds the drain open and is not counted in a [`Report`]: for who only waits for others that are.
+    /// A watch that holds the drain open and is not counted in a [`Report`]: for who only waits for others that are, or whose
+    /// connection is counted by who has accepted it.
     #[cfg(any(feature = "proxy", feature = "tower"))]
     pub(crate) fn uncounted(&self) -> Self {
         Self { stage: self.stage.clone(), _alive: None }
