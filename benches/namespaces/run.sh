@@ -7,6 +7,11 @@ bin=$(cd "${1:?$usage}" && pwd)
 here=$(cd "$(dirname "$0")" && pwd)
 fixtures=$here/../../examples/fixtures
 rounds=${2:-5} seconds=${LOAD_SECONDS:-3} congestion=${CONGESTION:-reno}
+case ${PODS:-2} in
+  1) pods=(b1:10.77.0.11) ;;
+  2) pods=(b1:10.77.0.11 b2:10.77.0.12) ;;
+  *) echo "error: PODS is 1 or 2, not $PODS"; exit 2 ;;
+esac
 for program in ztunnel gateway bench-mesh; do
   [ -x "$bin/$program" ] || { echo "error: $bin/$program is not there: build the examples first"; exit 2; }
 done
@@ -18,7 +23,12 @@ done
 pids=()
 trap 'remove_hosts "${pids[@]}"' EXIT
 make_hosts
-for host in "${hosts[@]}"; do at "${host%%:*}" sysctl -qw "net.ipv4.tcp_congestion_control=$congestion"; done
+for host in "${hosts[@]}"; do
+  # Who closes first holds the port for a minute, and that is wrk behind one proxy and a relay behind another: with a few ten
+  # thousand connections a minute, one of them would look for free ports more than it works.
+  at "${host%%:*}" sysctl -qw "net.ipv4.tcp_congestion_control=$congestion" net.ipv4.tcp_tw_reuse=1 \
+    "net.ipv4.ip_local_port_range=1024 65535"
+done
 make_certificates
 
 # start HOST COMMAND...: its id is then in `started`. It gets a moment; what does not listen fails the check below.
@@ -41,33 +51,37 @@ http {
 }
 NGINX
 declare -A proxies addresses=([none]=10.77.0.11:8080 [tcp2]=10.88.0.4 [hbone]=10.88.0.3 [tcp3]=10.88.0.5 [nested]=10.88.0.2)
-for pod in b1 b2; do start $pod nginx -c "$dir/nginx.conf" -g "pid $dir/nginx-$pod.pid;"; done
 
-# Plain relays, as many in a row as there are proxies.
-relay() { start "$1" "$bin/bench-mesh" tcp-relay "$2" "$3"; proxies[$path]+=" $started"; }
-path=tcp2
-relay b1 10.77.0.11:9002 10.77.0.11:8080
-relay ca 10.77.0.1:9002 10.77.0.11:9002
-path=tcp3
-relay b1 10.77.0.11:9003 10.77.0.11:8080
-relay gb 10.77.0.2:9003 10.77.0.11:9003
-relay ca 10.77.0.1:9003 10.77.0.2:9003
+# The mesh as each is told of it: west has as many pods as there are to be, near has the same in the client's own network.
+python3 - "$fixtures" "$dir" "${#pods[@]}" <<'MESH'
+import re, sys
+fixtures, out, pods = sys.argv[1:]
+east, west = (open(f"{fixtures}/mesh-{name}.yaml").read() for name in ("east", "west"))
+workload = r"(?ms)^- uid: %s//v1/Pod/default/%s$.*?(?=^- |^\w)"
+if pods == "1":
+    west = re.sub(workload % ("west", "b2"), "", west)
+open(f"{out}/west.yaml", "w").write(west)
+client = re.search(workload % ("east", "client"), east)[0]
+near = west.replace("network: west", 'network: ""').replace("west/10.88.0.2", "/10.88.0.3")
+open(f"{out}/near.yaml", "w").write(near.replace("workloads:\n", "workloads:\n" + client, 1))
+MESH
 
-for pod in b1:10.77.0.11 b2:10.77.0.12; do
-  start "${pod%%:*}" "$bin/ztunnel" --workload "default/${pod%%:*}" --mesh "$fixtures/mesh-west.yaml" $(certificate server) \
-    --inbound "${pod##*:}:15008"
+# Plain relays, as many in a row as there are proxies, and to each pod one.
+relay() { start "$1" "$bin/bench-mesh" tcp-relay "${@:2}"; proxies[$path]+=" $started"; }
+for pod in "${pods[@]}"; do
+  name=${pod%%:*} ip=${pod##*:}
+  start "$name" nginx -c "$dir/nginx.conf" -g "pid $dir/nginx-$name.pid;"
+  path=tcp2 && relay "$name" "$ip:9002" "$ip:8080"
+  path=tcp3 && relay "$name" "$ip:9003" "$ip:8080"
+  start "$name" "$bin/ztunnel" --workload "default/$name" --mesh "$dir/west.yaml" $(certificate server) --inbound "$ip:15008"
   proxies[hbone]+=" $started" proxies[nested]+=" $started"
 done
-start gb "$bin/gateway" --network west --mesh "$fixtures/mesh-west.yaml" $(certificate eastwest) --listen 10.77.0.2:15008
+ends() { for pod in "${pods[@]}"; do echo "${pod##*:}:$1"; done; }
+path=tcp2 && relay ca 10.77.0.1:9002 $(ends 9002)
+path=tcp3 && relay gb 10.77.0.2:9003 $(ends 9003)
+path=tcp3 && relay ca 10.77.0.1:9003 10.77.0.2:9003
+start gb "$bin/gateway" --network west --mesh "$dir/west.yaml" $(certificate eastwest) --listen 10.77.0.2:15008
 proxies[nested]+=" $started"
-# The same pods as those of the client's own network.
-python3 - "$fixtures" >"$dir/near.yaml" <<'NEAR'
-import re, sys
-east, west = (open(f"{sys.argv[1]}/mesh-{name}.yaml").read() for name in ("east", "west"))
-client = re.search(r"(?ms)^- uid: east//v1/Pod/.*?(?=^- |^\w)", east)[0]
-near = west.replace("network: west", 'network: ""').replace("west/10.88.0.2", "/10.88.0.3")
-print(near.replace("workloads:\n", "workloads:\n" + client, 1))
-NEAR
 capture() {
   start ca "$bin/ztunnel" --workload default/client --mesh "$2" $(certificate client) --outbound "0.0.0.0:$3" --mark 1337
   proxies[$1]+=" $started"

@@ -36,9 +36,13 @@ pub(crate) enum Role {
     /// The application behind all paths
     #[command(hide = true)]
     Server { listen: Vec<SocketAddr> },
-    /// Copies bytes, and nothing else
+    /// Copies bytes, and nothing else; connections go to the upstreams in turn
     #[command(hide = true)]
-    TcpRelay { listen: SocketAddr, upstream: SocketAddr },
+    TcpRelay {
+        listen: SocketAddr,
+        #[arg(required = true)]
+        upstreams: Vec<SocketAddr>,
+    },
     /// Copies bytes as slowly as a link of 100 Mb/s
     #[command(hide = true)]
     SlowLink { listen: SocketAddr, upstream: SocketAddr },
@@ -69,11 +73,15 @@ impl Role {
                 let served = listeners.into_iter().map(|listener| tokio::spawn(each(listener, serve)));
                 futures_util::future::join_all(served).await;
             }
-            Self::TcpRelay { listen, upstream } => {
-                let listener = bind(listen, None)?;
+            Self::TcpRelay { listen, upstreams } => {
+                let (listener, mut turns) = (bind(listen, None)?, upstreams.into_iter().cycle());
                 println!("ready");
-                each(listener, move |mut near| async move {
-                    copy_bidirectional(&mut near, &mut dial(upstream).await?).await.map(|_| ())
+                each(listener, move |mut near| {
+                    let upstream = turns.next();
+                    async move {
+                        let upstream = upstream.ok_or_else(|| io::Error::other("no upstream to relay to"))?;
+                        copy_bidirectional(&mut near, &mut dial(upstream).await?).await.map(|_| ())
+                    }
                 })
                 .await;
             }
@@ -147,7 +155,7 @@ async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// Serves each connection by a task of its own. Who opened one that fails counts it.
-async fn each<F>(listener: TcpListener, serve: impl Fn(TcpStream) -> F)
+async fn each<F>(listener: TcpListener, mut serve: impl FnMut(TcpStream) -> F)
 where
     F: Future<Output = io::Result<()>> + Send + 'static,
 {
