@@ -192,9 +192,9 @@ where
 /// [`accept_each`], with each connection served by one of several workers, whose number `serve` is told.
 ///
 /// With `home`, this runs on that worker with one of the listeners of [`listen_on_each`], and serves what comes: the way for
-/// connections that are many. Without, it runs anywhere, and the worker that has the fewest of this listener's gets the next
-/// one: the way for those that are few and live long. In both cases a worker that has little time left is spared while
-/// another one has far more.
+/// connections that are many. Without, it runs anywhere, and the worker that has the fewest of this listener's from the same
+/// address, and of those the one that has the fewest in all, gets the next one: the way for those that are few and live long. In
+/// both cases a worker that has little time left is spared while another one has far more.
 ///
 /// # Panics
 ///
@@ -206,14 +206,14 @@ where
 {
     let mut shares = Shares::new(workers.handles().len());
     accept(listener, drain, |tasks, stream, peer, drain| {
-        let preferred = home.unwrap_or_else(|| shares.fewest());
+        let preferred = home.unwrap_or_else(|| shares.fewest(peer.ip()));
         let (worker, runtime) = workers.pick(preferred);
         if home == Some(worker) {
             tasks.spawn(counted(serve(worker, stream, peer, drain.uncounted()), drain));
             return;
         }
         let lost = move |error| tracing::warn!(%peer, %error, "connection lost before it was served");
-        let (serve, share, watch) = (serve.clone(), shares.take(worker), drain.uncounted());
+        let (serve, share, watch) = (serve.clone(), shares.take(worker, peer.ip()), drain.uncounted());
         // Its events are to come to the other runtime.
         match stream.into_std() {
             Ok(stream) => {

@@ -1,10 +1,11 @@
 //! Threads for a proxy's connections, each with a runtime of its own.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -91,42 +92,72 @@ impl WorkerSet {
 }
 
 /// How many of a listener's connections each worker has.
+///
+/// A peer that has several shares its traffic out between them, or keeps what is bulk apart: on one worker that would be for nothing,
+/// however evenly connections are spread over the workers in all.
 #[derive(Debug)]
 pub(super) struct Shares {
-    counts: Arc<[AtomicUsize]>,
+    counts: Arc<Mutex<Counts>>,
     last: usize,
+}
+
+/// By worker.
+#[derive(Debug)]
+struct Counts {
+    all: Box<[usize]>,
+    peers: HashMap<IpAddr, Box<[usize]>>,
 }
 
 impl Shares {
     pub(super) fn new(workers: usize) -> Self {
-        Self { counts: (0..workers).map(|_| AtomicUsize::new(0)).collect(), last: workers.saturating_sub(1) }
+        let counts = Counts { all: vec![0; workers].into(), peers: HashMap::new() };
+        Self { counts: Arc::new(Mutex::new(counts)), last: workers.saturating_sub(1) }
     }
 
-    /// The worker with the fewest, and of equals the next in turn.
-    pub(super) fn fewest(&mut self) -> usize {
-        let workers = self.counts.len();
+    /// The worker with the fewest of this peer; of equals the one with the fewest, and of equals the next in turn.
+    pub(super) fn fewest(&mut self, peer: IpAddr) -> usize {
+        let counts = lock(&self.counts);
+        let workers = counts.all.len();
+        let of_peer = counts.peers.get(&peer);
         let in_turn = (1..=workers).map(|step| (self.last + step) % workers);
-        self.last = in_turn.min_by_key(|worker| self.counts[*worker].load(Relaxed)).expect("at least one worker");
+        self.last = in_turn
+            .min_by_key(|&worker| (of_peer.map_or(0, |of_peer| of_peer[worker]), counts.all[worker]))
+            .expect("at least one worker");
         self.last
     }
 
-    /// Counts a connection until what is returned is dropped.
-    pub(super) fn take(&self, worker: usize) -> Share {
-        self.counts[worker].fetch_add(1, Relaxed);
-        Share { counts: self.counts.clone(), worker }
+    /// Counts a connection of this peer until what is returned is dropped.
+    pub(super) fn take(&self, worker: usize, peer: IpAddr) -> Share {
+        let mut counts = lock(&self.counts);
+        let workers = counts.all.len();
+        counts.all[worker] += 1;
+        counts.peers.entry(peer).or_insert_with(|| vec![0; workers].into())[worker] += 1;
+        Share { counts: self.counts.clone(), worker, peer }
     }
 }
 
 #[derive(Debug)]
 pub(super) struct Share {
-    counts: Arc<[AtomicUsize]>,
+    counts: Arc<Mutex<Counts>>,
     worker: usize,
+    peer: IpAddr,
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.counts[self.worker].fetch_sub(1, Relaxed);
+        let mut counts = lock(&self.counts);
+        counts.all[self.worker] -= 1;
+        if let Entry::Occupied(mut of_peer) = counts.peers.entry(self.peer) {
+            of_peer.get_mut()[self.worker] -= 1;
+            if of_peer.get().iter().all(|count| *count == 0) {
+                of_peer.remove();
+            }
+        }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A worker that is busy for so much of its time, in permille, may have bulk to move: a gateway, whose share of it is the smallest,
@@ -172,7 +203,7 @@ impl Load {
 impl Worker {
     fn load(&self) -> u32 {
         let busy = self.handle.metrics().worker_total_busy_duration(0);
-        self.load.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now(), busy)
+        lock(&self.load).note(Instant::now(), busy)
     }
 }
 
@@ -223,17 +254,35 @@ mod tests {
         assert_eq!(pick(loads, preferred), expected);
     }
 
-    #[test]
-    fn each_connection_goes_where_the_fewest_are_whatever_has_ended_before() {
+    fn peer(n: u8) -> IpAddr {
+        [10, 0, 0, n].into()
+    }
+
+    /// Puts a connection where the fewest are.
+    fn place(shares: &mut Shares, peer: IpAddr) -> (usize, Share) {
+        let worker = shares.fewest(peer);
+        (worker, shares.take(worker, peer))
+    }
+
+    #[rstest]
+    #[case::all_of_one_peer(|_| peer(1))]
+    #[case::each_of_its_own_peer(peer)]
+    fn each_connection_goes_where_the_fewest_are_whatever_has_ended_before(#[case] peer_of: fn(u8) -> IpAddr) {
         let mut shares = Shares::new(3);
-        let mut take = || {
-            let worker = shares.fewest();
-            (worker, shares.take(worker))
-        };
-        let mut open: Vec<_> = (0..6).map(|_| take()).collect();
+        let mut open: Vec<_> = (0..6).map(|n| place(&mut shares, peer_of(n))).collect();
         assert_eq!(open.iter().map(|(worker, _)| *worker).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2]);
         open.retain(|(worker, _)| *worker != 1);
-        assert_eq!([take(), take()].map(|(worker, _)| worker), [1, 1]);
+        let again = [6, 7].map(|n| place(&mut shares, peer_of(n)));
+        assert_eq!(again.map(|(worker, _)| worker), [1, 1]);
+    }
+
+    #[test]
+    fn a_peers_connections_are_spread_however_they_alternate_with_those_of_others() {
+        let mut shares = Shares::new(2);
+        let placed: Vec<_> = [1, 2, 1, 2].map(|n| place(&mut shares, peer(n))).into();
+        assert_eq!(placed.iter().map(|(worker, _)| *worker).collect::<Vec<_>>(), [0, 1, 1, 0]);
+        drop(placed);
+        assert!(lock(&shares.counts).peers.is_empty(), "who has none is forgotten");
     }
 
     #[tokio::test(start_paused = true)]
