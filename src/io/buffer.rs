@@ -10,15 +10,15 @@ use tokio_util::io::poll_read_buf;
 
 /// What is read into. Grows with what there is to read, and is not there while there is nothing.
 #[derive(Debug, Default)]
-pub(super) struct ReadBuffer {
-    pub(super) bytes: BytesMut,
+pub(crate) struct ReadBuffer {
+    pub(crate) bytes: BytesMut,
     size: Size,
     vain: bool,
 }
 
 impl ReadBuffer {
     /// Reads once, behind what the buffer holds; 0 is the end.
-    pub(super) fn poll_fill<IO: AsyncRead + Unpin>(
+    pub(crate) fn poll_fill<IO: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         io: &mut IO,
@@ -40,6 +40,21 @@ impl ReadBuffer {
                 Poll::Pending
             }
         }
+    }
+
+    /// Reads what has come right behind the message that the buffer holds, as far as it has room; 0 is the end. Behind bulk there is
+    /// always more, so it is not looked for.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn poll_behind<IO: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut IO,
+    ) -> Poll<io::Result<usize>> {
+        let held = self.bytes.len();
+        if held > CHEAP || held == self.bytes.capacity() {
+            return Poll::Pending;
+        }
+        poll_read_buf(Pin::new(io), cx, &mut self.bytes)
     }
 
     /// Gives an empty buffer back: a large one at the second vain look in a row. A busy stream is often drained for a moment, and an

@@ -11,11 +11,13 @@ mod stream;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+#[cfg(feature = "proxy")]
+pub(crate) use buffer::ReadBuffer;
 pub use plain::Plain;
 pub use read_ahead::ReadAhead;
 pub(crate) use relay::Turns;
@@ -42,6 +44,13 @@ pub trait BytesRead: AsyncRead {
         let _ = cx;
         Poll::Pending
     }
+
+    /// Whether it is known that everything has been read, so that the next read would be the end. A [`relay`] asks after each
+    /// read, and passes the end on along with the last bytes. A reader that learns of the end only by reading it says no, which
+    /// is the default.
+    fn is_at_end(&self) -> bool {
+        false
+    }
 }
 
 /// A writer that takes [`Bytes`] over, without copying.
@@ -55,6 +64,21 @@ pub trait BytesWrite: AsyncWrite {
     ///
     /// As [`AsyncWrite::poll_write`].
     fn poll_write_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>>;
+
+    /// Writes all of `data`, and shuts down as [`AsyncWrite::poll_shutdown`] does: with the last bytes where the writer can do that,
+    /// which saves the peer a wake-up and the network a packet. Otherwise it does one after the other, which is the default.
+    ///
+    /// Cancel safe: what was not taken is still in `data`. Nothing else may be written once this has been called.
+    ///
+    /// # Errors
+    ///
+    /// As [`AsyncWrite::poll_write`] while there is something in `data`, and as [`AsyncWrite::poll_shutdown`] when there is not.
+    fn poll_write_last(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
+        while !data.is_empty() {
+            ready!(self.as_mut().poll_write_bytes(cx, data))?;
+        }
+        self.poll_shutdown(cx)
+    }
 }
 
 /// Reads the next bytes; empty means the end. The async form of [`BytesRead::poll_read_bytes`], and as cancel safe.

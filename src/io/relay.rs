@@ -170,6 +170,7 @@ struct Direction {
 enum State {
     #[default]
     Moving,
+    /// Nothing more comes: what is left of the chunk is the last.
     Ending,
     Ended,
 }
@@ -186,15 +187,7 @@ impl Direction {
         let (mut burst, mut reads) = (BURST, BURST_READS);
         while self.state == State::Moving {
             while !self.chunk.is_empty() {
-                let before = self.chunk.len();
-                match Pin::new(&mut *to).poll_write_bytes(cx, &mut self.chunk) {
-                    Poll::Ready(written) => written.map_err(|e| (false, RelayOperation::Write, e))?,
-                    Poll::Pending => {
-                        let failed = ready!(Pin::new(&mut *from).poll_failed(cx));
-                        return Poll::Ready(Err((true, RelayOperation::Read, failed)));
-                    }
-                }
-                self.moved += (before - self.chunk.len()) as u64;
+                ready!(self.write(cx, from, to))?;
                 self.unflushed = true;
             }
             // Frees the chunk's memory while there is nothing to move.
@@ -205,9 +198,11 @@ impl Direction {
             }
             reads -= 1;
             match Pin::new(&mut *from).poll_read_bytes(cx) {
-                Poll::Ready(Ok(chunk)) if chunk.is_empty() => self.state = State::Ending,
                 Poll::Ready(Ok(chunk)) => {
                     burst = burst.saturating_sub(chunk.len());
+                    if chunk.is_empty() || from.is_at_end() {
+                        self.state = State::Ending;
+                    }
                     self.chunk = chunk;
                 }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err((true, RelayOperation::Read, e))),
@@ -221,16 +216,42 @@ impl Direction {
             }
         }
         if self.state == State::Ending {
-            ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(|e| (false, RelayOperation::Shutdown, e))?;
+            ready!(self.write(cx, from, to))?;
             self.state = State::Ended;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Writes something of the chunk, or at the end all of it with the end.
+    fn write<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Failure>>
+    where
+        R: BytesRead + Unpin,
+        W: BytesWrite + Unpin,
+    {
+        let (before, to) = (self.chunk.len(), Pin::new(to));
+        let written = match self.state {
+            State::Ending => to.poll_write_last(cx, &mut self.chunk),
+            _ => to.poll_write_bytes(cx, &mut self.chunk),
+        };
+        self.moved += (before - self.chunk.len()) as u64;
+        match written {
+            Poll::Ready(written) => Poll::Ready(written.map_err(|e| {
+                let operation = if self.chunk.is_empty() { RelayOperation::Shutdown } else { RelayOperation::Write };
+                (false, operation, e)
+            })),
+            Poll::Pending if self.chunk.is_empty() => Poll::Pending,
+            Poll::Pending => {
+                let failed = ready!(Pin::new(from).poll_failed(cx));
+                Poll::Ready(Err((true, RelayOperation::Read, failed)))
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use rstest::rstest;
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
     use tokio_test::io::Builder;
 
     use super::super::Plain;
@@ -252,6 +273,75 @@ mod tests {
         client.read_to_string(&mut got).await.unwrap();
         assert_eq!(got, "a much longer answer than fits the pipe");
         assert_eq!(relayed.await.unwrap().unwrap(), RelayStats { a_to_b: 8, b_to_a: 39 });
+    }
+
+    /// One word to read, and a note of how each was written.
+    #[derive(Default)]
+    struct Scripted {
+        word: Option<Bytes>,
+        knows_its_end: bool,
+        written: Vec<(&'static str, Bytes)>,
+    }
+
+    impl BytesRead for Scripted {
+        fn poll_read_bytes(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+            Poll::Ready(Ok(self.word.take().unwrap_or_default()))
+        }
+
+        fn is_at_end(&self) -> bool {
+            self.knows_its_end && self.word.is_none()
+        }
+    }
+
+    impl BytesWrite for Scripted {
+        fn poll_write_bytes(mut self: Pin<&mut Self>, _: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
+            let data = std::mem::take(data);
+            self.written.push(("write", data));
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_write_last(mut self: Pin<&mut Self>, _: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
+            let data = std::mem::take(data);
+            self.written.push(("last", data));
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncRead for Scripted {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            unreachable!()
+        }
+    }
+
+    impl AsyncWrite for Scripted {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            unreachable!()
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            unreachable!()
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            unreachable!()
+        }
+    }
+
+    #[rstest]
+    #[case::known(true, &[("last", "word")])]
+    #[case::found_out(false, &[("write", "word"), ("last", "")])]
+    #[tokio::test]
+    async fn an_end_that_is_known_goes_along_with_the_last_bytes(
+        #[case] known: bool,
+        #[case] expected: &[(&str, &str)],
+    ) {
+        let mut a = Scripted { word: Some("word".into()), knows_its_end: known, ..Scripted::default() };
+        let mut b = Scripted::default();
+        assert_eq!(relay(&mut a, &mut b).await.unwrap(), RelayStats { a_to_b: 4, b_to_a: 0 });
+        assert_eq!(
+            b.written.iter().map(|(how, data)| (*how, &data[..])).collect::<Vec<_>>(),
+            expected.iter().map(|(how, data)| (*how, data.as_bytes())).collect::<Vec<_>>()
+        );
     }
 
     #[tokio::test(start_paused = true)]

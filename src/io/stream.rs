@@ -20,6 +20,10 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
     /// Makes the coming drop look like a failure to the peer (a TCP reset) rather than like an end, so that a truncated
     /// answer can't be mistaken for a whole one. Where the kind of stream knows no difference, this does nothing.
     fn fail(&mut self) {}
+
+    /// Says that the shutdown follows right behind what is written next, so that this may wait for it, to leave in one piece (for
+    /// TCP, in one segment). Where the kind of stream knows no difference, this does nothing.
+    fn expect_shutdown(&mut self) {}
 }
 
 /// Any [`Stream`].
@@ -30,6 +34,10 @@ impl Stream for DuplexStream {}
 impl<S: Stream + ?Sized> Stream for Box<S> {
     fn fail(&mut self) {
         (**self).fail();
+    }
+
+    fn expect_shutdown(&mut self) {
+        (**self).expect_shutdown();
     }
 }
 

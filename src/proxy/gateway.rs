@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::serve::{serve, unreachable};
-use super::splice::{Unfinished, splice};
+use super::splice::splice;
 use super::token::{Known, Tokens};
+use super::unfinished::Unfinished;
 use crate::authority::Authority;
 use crate::balance::Balance;
 use crate::balance::health::{Attempt, HealthKey, OutlierConfig, Outliers};

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::serve::{serve, unreachable};
-use super::splice::{Unfinished, splice};
+use super::splice::splice;
+use super::unfinished::Unfinished;
 use crate::authority::Authority;
 use crate::config::Config;
 use crate::connector::MeshWatch;

@@ -19,6 +19,7 @@ mod splice;
 #[cfg(test)]
 mod tests;
 mod token;
+mod unfinished;
 mod workers;
 
 pub use gateway::Gateway;

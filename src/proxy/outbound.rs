@@ -3,7 +3,8 @@
 use std::future::Future;
 use std::net::SocketAddr;
 
-use super::splice::{Unfinished, splice};
+use super::splice::splice;
+use super::unfinished::Unfinished;
 use crate::authority::Authority;
 use crate::balance::InFlight;
 use crate::connector::{Connected, Connector};

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::Outbound;
 use super::outbound::Carried;
-use super::splice::Unfinished;
+use super::unfinished::Unfinished;
 use crate::authority::Authority;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{RelayStats, Stream};

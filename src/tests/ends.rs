@@ -1,6 +1,8 @@
 //! How tunnels end: half-close in any order, drops and resets in either direction.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +13,7 @@ use super::harness::{
     Carrier, World, authority, cause, idle, kind, metadata, plain, serve, settled, tunnel, write_error,
 };
 use super::raw::{self, Raw};
-use crate::io::write_bytes;
+use crate::io::{BytesRead, BytesWrite, read_bytes, write_bytes};
 use crate::tunnel::TunnelStream;
 use crate::{Config, ErrorKind, Layer, ResetReason, Side, client};
 
@@ -140,6 +142,47 @@ async fn a_reset_wakes_who_waits(#[values(1, 2)] depth: usize, #[values(true, fa
     far.read_exact(&mut vec![0; if writing { 1 << 17 } else { 0 }]).await.unwrap();
     far.reset(ResetReason::ConnectError);
     assert_eq!(kind(&waiting.await.unwrap()), ErrorKind::Reset(10));
+}
+
+#[rstest]
+#[case::no_bytes(0)]
+#[case::a_word(8)]
+#[case::frames_beyond_the_window(100_000)]
+#[tokio::test]
+async fn the_last_frame_has_the_end(#[case] size: usize) {
+    let (near, far) = duplex(1 << 20);
+    let (client, driver) = client::handshake(near).await.unwrap();
+    tokio::spawn(driver);
+    let peer = tokio::spawn(async move {
+        let mut peer = Raw::server(Box::new(far)).await;
+        peer.settings(None).await;
+        let stream = peer.expect(raw::HEADERS).await.stream;
+        peer.accept(stream).await;
+        let mut got = 0;
+        loop {
+            let frame = peer.expect(raw::DATA).await;
+            got += frame.payload.len();
+            if frame.flags & raw::END_STREAM != 0 {
+                return (got, frame.payload.len(), stream, peer);
+            }
+            let more = u32::try_from(frame.payload.len()).unwrap().to_be_bytes();
+            peer.send(raw::WINDOW_UPDATE, 0, 0, &more).await;
+            peer.send(raw::WINDOW_UPDATE, 0, stream, &more).await;
+        }
+    });
+    let mut near = client.connect(&authority(), &metadata()).await.unwrap();
+    let mut data = Bytes::from(vec![1; size]);
+    poll_fn(|cx| Pin::new(&mut near).poll_write_last(cx, &mut data)).await.unwrap();
+    assert_eq!(kind(&write_error(&mut near).await), ErrorKind::WriteAfterShutdown);
+    let (got, last, stream, mut peer) = peer.await.unwrap();
+    assert_eq!((got, last > 0), (size, size > 0));
+
+    assert!(!near.is_at_end());
+    peer.send(raw::DATA, raw::END_STREAM, stream, b"all there is").await;
+    assert_eq!(read_bytes(&mut near).await.unwrap(), "all there is");
+    assert!(near.is_at_end(), "it is known before it is read");
+    assert!(read_bytes(&mut near).await.unwrap().is_empty());
+    assert!(near.is_at_end());
 }
 
 #[tokio::test]

@@ -241,6 +241,10 @@ impl BytesRead for TunnelStream {
     fn poll_failed(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Error> {
         self.send.poll_failed(cx)
     }
+
+    fn is_at_end(&self) -> bool {
+        self.recv.is_at_end()
+    }
 }
 
 impl AsyncWrite for TunnelStream {
@@ -272,5 +276,9 @@ impl AsyncWrite for TunnelStream {
 impl BytesWrite for TunnelStream {
     fn poll_write_bytes(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
         Pin::new(&mut self.send).poll_write_bytes(cx, data)
+    }
+
+    fn poll_write_last(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.send).poll_write_last(cx, data)
     }
 }

@@ -154,6 +154,11 @@ impl BytesRead for TunnelRecv {
         }
         self.poll_frame(cx)
     }
+
+    fn is_at_end(&self) -> bool {
+        let ended = self.ended || self.stream.as_ref().is_some_and(h2::RecvStream::is_end_stream);
+        ended && self.rest.is_empty()
+    }
 }
 
 impl AsyncRead for TunnelRecv {

@@ -93,6 +93,14 @@ impl TunnelSend {
         Ok(())
     }
 
+    fn send_last(&mut self, cx: &mut Context<'_>, data: Bytes) -> io::Result<()> {
+        if let Err(e) = self.stream.send_data(data, true) {
+            return Err(self.broken(Some(e), cx));
+        }
+        self.finished.set();
+        Ok(())
+    }
+
     /// Why nothing can be sent any more: the peer's reset says it best.
     fn broken(&mut self, error: Option<h2::Error>, cx: &mut Context<'_>) -> io::Error {
         let explained = match (self.stream.poll_reset(cx), error) {
@@ -123,6 +131,19 @@ impl BytesWrite for TunnelSend {
         let wanted = data.len();
         let room = ready!(this.poll_room(cx, wanted))?;
         Poll::Ready(this.send(cx, data.split_to(room), wanted))
+    }
+
+    /// The last frame has END_STREAM.
+    fn poll_write_last(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
+        while !data.is_empty() {
+            let wanted = data.len();
+            let room = ready!(self.poll_room(cx, wanted))?;
+            if room == wanted {
+                return Poll::Ready(self.send_last(cx, std::mem::take(data)));
+            }
+            self.send(cx, data.split_to(room), wanted)?;
+        }
+        self.poll_shutdown(cx)
     }
 }
 
@@ -171,14 +192,13 @@ impl AsyncWrite for TunnelSend {
         if this.finished.get() {
             return Poll::Ready(Ok(()));
         }
-        if let Err(e) = this.stream.send_data(Bytes::new(), true) {
-            let error = this.broken(Some(e), cx);
+        match this.send_last(cx, Bytes::new()) {
             // A peer that has heard enough is no reason to call the end an error: nothing that mattered is lost.
-            if Error::from_io(&error).map(Error::kind) != Some(&ErrorKind::Reset(h2::Reason::NO_ERROR.into())) {
-                return Poll::Ready(Err(error));
+            Err(e) if Error::from_io(&e).map(Error::kind) == Some(&ErrorKind::Reset(h2::Reason::NO_ERROR.into())) => {
+                this.finished.set();
+                Poll::Ready(Ok(()))
             }
+            ended => Poll::Ready(ended),
         }
-        this.finished.set();
-        Poll::Ready(Ok(()))
     }
 }

@@ -1,0 +1,232 @@
+//! The byte stream behind a tunnel.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::io::{BoxStream, BytesRead, BytesWrite, ReadBuffer, Stream};
+
+/// A byte stream that is not at its end. Dropped like this, for whatever reason, it fails: what was cut off must not look
+/// whole.
+pub(super) struct Unfinished {
+    stream: BoxStream,
+    buffer: ReadBuffer,
+    /// What came right behind the bytes that were read last: the end, or a failure.
+    behind: Option<io::Result<()>>,
+    finished: bool,
+}
+
+impl Unfinished {
+    pub(super) fn new(stream: BoxStream) -> Self {
+        Self { stream, buffer: ReadBuffer::default(), behind: None, finished: false }
+    }
+
+    /// Both directions have ended: it may be dropped.
+    pub(super) fn finish(&mut self) {
+        self.finished = true;
+    }
+
+    /// What reading gives from now on, if that is known. A failure is told once, as by any stream.
+    fn end(&mut self) -> Option<io::Result<()>> {
+        match &self.behind {
+            Some(Ok(())) => Some(Ok(())),
+            _ => self.behind.take(),
+        }
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.stream.fail();
+        }
+    }
+}
+
+impl BytesRead for Unfinished {
+    fn poll_read_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        let this = self.get_mut();
+        if let Some(end) = this.end() {
+            return Poll::Ready(end.map(|()| Bytes::new()));
+        }
+        if ready!(this.buffer.poll_fill(cx, &mut this.stream))? > 0
+            && let Poll::Ready(more) = this.buffer.poll_behind(cx, &mut this.stream)
+        {
+            this.behind = match more {
+                Ok(0) => Some(Ok(())),
+                Ok(_) => None,
+                Err(e) => Some(Err(e)),
+            };
+        }
+        Poll::Ready(Ok(this.buffer.bytes.split().freeze()))
+    }
+
+    fn is_at_end(&self) -> bool {
+        matches!(self.behind, Some(Ok(())))
+    }
+}
+
+impl BytesWrite for Unfinished {
+    fn poll_write_bytes(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
+        if data.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        match ready!(Pin::new(&mut self.stream).poll_write(cx, data))? {
+            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            n => {
+                data.advance(n);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    fn poll_write_last(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
+        if !data.is_empty() {
+            self.stream.expect_shutdown();
+        }
+        while !data.is_empty() {
+            ready!(self.as_mut().poll_write_bytes(cx, data))?;
+        }
+        self.poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Unfinished {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.end() {
+            Some(end) => Poll::Ready(end),
+            None => Pin::new(&mut self.stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Unfinished {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use rstest::rstest;
+    use tokio::io::AsyncReadExt;
+    use tokio_test::io::{Builder, Mock};
+
+    use super::*;
+    use crate::io::read_bytes;
+
+    impl Stream for Mock {}
+
+    fn reading(script: &mut Builder) -> Unfinished {
+        Unfinished::new(Box::new(script.build()))
+    }
+
+    fn lost() -> io::Error {
+        io::ErrorKind::ConnectionReset.into()
+    }
+
+    #[tokio::test]
+    async fn an_end_right_behind_the_last_bytes_is_known_with_them() {
+        let mut stream = reading(Builder::new().read(b"word"));
+        assert_eq!(read_bytes(&mut stream).await.unwrap(), "word");
+        assert!(stream.is_at_end());
+        for _ in 0..2 {
+            assert!(read_bytes(&mut stream).await.unwrap().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_right_behind_is_read_along() {
+        let mut stream = reading(Builder::new().read(b"two ").read(b"words").wait(Duration::from_millis(1)).read(b"!"));
+        assert_eq!(read_bytes(&mut stream).await.unwrap(), "two words");
+        assert!(!stream.is_at_end());
+        assert_eq!(read_bytes(&mut stream).await.unwrap(), "!");
+    }
+
+    #[tokio::test]
+    async fn a_failure_right_behind_the_last_bytes_is_told_after_them() {
+        let mut stream = reading(Builder::new().read(b"word").read_error(lost()));
+        assert_eq!(read_bytes(&mut stream).await.unwrap(), "word");
+        assert!(!stream.is_at_end());
+        assert_eq!(read_bytes(&mut stream).await.unwrap_err().kind(), lost().kind());
+    }
+
+    #[rstest]
+    #[tokio::test]
+    async fn both_ways_of_reading_tell_the_same(#[values(true, false)] fails: bool) {
+        let mut stream = match fails {
+            true => reading(Builder::new().read(b"word").read_error(lost())),
+            false => reading(Builder::new().read(b"word")),
+        };
+        assert_eq!(read_bytes(&mut stream).await.unwrap(), "word");
+        let rest = stream.read(&mut [0]).await.map_err(|e| e.kind());
+        assert_eq!(rest, if fails { Err(lost().kind()) } else { Ok(0) });
+    }
+
+    /// Notes what it is asked for.
+    struct Noting(Arc<Mutex<Vec<&'static str>>>);
+
+    impl Noting {
+        fn note(&self, what: &'static str) {
+            self.0.lock().unwrap().push(what);
+        }
+    }
+
+    impl Stream for Noting {
+        fn expect_shutdown(&mut self) {
+            self.note("expect shutdown");
+        }
+    }
+
+    impl AsyncRead for Noting {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Noting {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+            self.note("write");
+            Poll::Ready(Ok(data.len().min(4)))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.note("shutdown");
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[rstest]
+    #[case::bytes("words", &["expect shutdown", "write", "write", "shutdown"])]
+    #[case::nothing("", &["shutdown"])]
+    #[tokio::test]
+    async fn the_shutdown_follows_the_last_bytes_and_they_know(
+        #[case] last: &'static str,
+        #[case] expected: &[&'static str],
+    ) {
+        let notes = Arc::default();
+        let mut stream = Unfinished::new(Box::new(Noting(Arc::clone(&notes))));
+        let mut data = Bytes::from(last);
+        poll_fn(|cx| Pin::new(&mut stream).poll_write_last(cx, &mut data)).await.unwrap();
+        assert_eq!(*notes.lock().unwrap(), expected);
+    }
+}
