@@ -2,17 +2,20 @@
 
 #![cfg(feature = "mesh-file")]
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rstest::rstest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use super::{Gateway, Inbound, Outbound, tcp};
+use super::outbound::Carried;
+use super::{Gateway, Inbound, Outbound, socks5, tcp};
 use crate::authority::Authority;
 use crate::balance::{Balance, Candidate, InFlight, Pick};
 use crate::config::Config;
@@ -163,10 +166,71 @@ async fn a_tunnel_that_is_not_carried_on_is_in_flight_as_long_as_it_is_kept() {
 async fn an_application_sees_its_connection_fail_when_serving_it_never_begins() {
     let world = World::new();
     let listener = tcp::listen(([127, 0, 0, 1], 0).into()).unwrap();
-    let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (stream, _) = listener.accept().await.unwrap();
+    let (mut application, stream) = connection(&listener).await;
     drop(world.outbound.serve(stream, &world.target, None));
-    assert_eq!(application.read(&mut [0]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(application.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+/// A connection to `listener` from both ends.
+async fn connection(listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (application, listener.accept().await.unwrap().0)
+}
+
+#[rstest]
+#[case::captured(false)]
+#[case::socks5(true)]
+#[tokio::test]
+async fn a_connection_that_is_cut_while_it_is_carried_fails_and_is_no_longer_in_flight(#[case] by_socks5: bool) {
+    let mut world = World::new();
+    let listener = tcp::listen(([127, 0, 0, 1], 0).into()).unwrap();
+    let (mut application, stream) = connection(&listener).await;
+    let (outbound, target) = (world.outbound.clone(), world.target.clone());
+    let serving = if by_socks5 {
+        let name = b"global.default.svc.cluster.local";
+        let request = [&[5, 1, 0, 5, 1, 0, 3, name.len() as u8][..], name, &80_u16.to_be_bytes()].concat();
+        application.write_all(&request).await.unwrap();
+        tokio::spawn(async move { socks5::serve(&outbound, stream, None).await })
+    } else {
+        tokio::spawn(async move { outbound.serve(stream, &target, None).await })
+    };
+    let mut server = world.application.accept().await.unwrap();
+    application.write_all(b"!").await.unwrap();
+    assert_eq!(server.read_u8().await.unwrap(), b'!');
+    assert_eq!(world.at_client.get(), 2);
+
+    serving.abort();
+    assert!(serving.await.unwrap_err().is_cancelled());
+    assert_eq!(world.at_client.get(), 0);
+    let mut answers = Vec::new();
+    assert_eq!(application.read_to_end(&mut answers).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    drop(world.outbound);
+    world.at_gateway.reaches(0).await;
+}
+
+#[tokio::test]
+async fn a_socks5_client_that_is_dropped_before_its_answer_gets_none() {
+    let world = World::new();
+    let listener = tcp::listen(([127, 0, 0, 1], 0).into()).unwrap();
+    let (mut application, stream) = connection(&listener).await;
+    let outbound = world.outbound.clone();
+    let serving = tokio::spawn(async move { socks5::serve(&outbound, stream, None).await });
+    application.write_all(&[5, 1, 0]).await.unwrap();
+    let mut chosen = [0; 2];
+    application.read_exact(&mut chosen).await.unwrap();
+    serving.abort();
+    assert_eq!(application.read(&mut chosen).await.unwrap(), 0);
+}
+
+/// Most of what a connection takes that waits: its task, and what that holds.
+#[tokio::test]
+async fn connections_are_small_where_they_wait() {
+    let world = World::new();
+    let stream = || duplex(1).1;
+    let served = size_of_val(&world.outbound.serve(stream(), &world.target, None));
+    let by_socks5 = size_of_val(&socks5::serve(&world.outbound, stream(), None));
+    let held = size_of::<Carried>();
+    assert!(served <= 400 && by_socks5 <= 400 && held <= 384, "{served} {by_socks5} {held}");
 }
 
 #[tokio::test]
