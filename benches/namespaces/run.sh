@@ -59,7 +59,8 @@ fixtures, out, pods = sys.argv[1:]
 east, west = (open(f"{fixtures}/mesh-{name}.yaml").read() for name in ("east", "west"))
 workload = r"(?ms)^- uid: %s//v1/Pod/default/%s$.*?(?=^- |^\w)"
 if pods == "1":
-    west = re.sub(workload % ("west", "b2"), "", west)
+    west, found = re.subn(workload % ("west", "b2"), "", west)
+    assert found == 1, "mesh-west.yaml has no pod b2"
 open(f"{out}/west.yaml", "w").write(west)
 client = re.search(workload % ("east", "client"), east)[0]
 near = west.replace("network: west", 'network: ""').replace("west/10.88.0.2", "/10.88.0.3")
@@ -97,8 +98,10 @@ nat -d 10.88.0.4 -j DNAT --to-destination 10.77.0.1:9002
 nat -d 10.88.0.5 -j DNAT --to-destination 10.77.0.1:9003
 for path in "${!addresses[@]}"; do
   # One request, no load: behind a load, the proxies would put the connections of the next path on the threads that had less of it.
-  at ca python3 -c 'import sys, urllib.request as http; http.urlopen(sys.argv[1], timeout=5).read()' \
-    "http://${addresses[$path]}/" || { echo "error: $path"; tail -n 5 "$dir/log"; exit 1; }
+  at ca python3 - "http://${addresses[$path]}/" <<'ONCE' || { echo "error: $path"; tail -n 5 "$dir/log"; exit 1; }
+import sys, urllib.request as http
+http.build_opener(http.ProxyHandler({})).open(sys.argv[1], timeout=5).read()
+ONCE
 done
 
 PROXIES=$(for path in "${!proxies[@]}"; do echo "$path ${proxies[$path]}"; done) \

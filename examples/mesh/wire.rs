@@ -97,6 +97,10 @@ impl Stream for Tapped {
     fn fail(&mut self) {
         self.io.fail();
     }
+
+    fn expect_shutdown(&mut self) {
+        self.io.expect_shutdown();
+    }
 }
 
 impl AsyncRead for Tapped {

@@ -42,19 +42,22 @@ impl ReadBuffer {
         }
     }
 
-    /// Reads what has come right behind the message that the buffer holds, as far as it has room; 0 is the end. Behind bulk there is
-    /// always more, so it is not looked for.
+    /// Reads what has come right behind the message that the buffer holds, as far as it has room; 0 is the end, `None` that nothing
+    /// has come. Behind bulk there is mostly more, so it is not looked for.
     #[cfg(feature = "proxy")]
-    pub(crate) fn poll_behind<IO: AsyncRead + Unpin>(
+    pub(crate) fn read_behind<IO: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         io: &mut IO,
-    ) -> Poll<io::Result<usize>> {
+    ) -> Option<io::Result<usize>> {
         let held = self.bytes.len();
         if held > CHEAP || held == self.bytes.capacity() {
-            return Poll::Pending;
+            return None;
         }
-        poll_read_buf(Pin::new(io), cx, &mut self.bytes)
+        match poll_read_buf(Pin::new(io), cx, &mut self.bytes) {
+            Poll::Ready(read) => Some(read),
+            Poll::Pending => None,
+        }
     }
 
     /// Gives an empty buffer back: a large one at the second vain look in a row. A busy stream is often drained for a moment, and an

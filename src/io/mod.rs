@@ -45,9 +45,9 @@ pub trait BytesRead: AsyncRead {
         Poll::Pending
     }
 
-    /// Whether it is known that everything has been read, so that the next read would be the end. A [`relay`] asks after each
-    /// read, and passes the end on along with the last bytes. A reader that learns of the end only by reading it says no, which
-    /// is the default.
+    /// Whether it is known that everything has been read, so that the next read would be the end rather than a failure. A
+    /// [`relay`] asks after each read, and passes the end on along with the last bytes. A reader that learns of the end only by
+    /// reading it says no, which is the default, and that of [`Plain`].
     fn is_at_end(&self) -> bool {
         false
     }

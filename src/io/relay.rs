@@ -217,6 +217,8 @@ impl Direction {
         }
         if self.state == State::Ending {
             ready!(self.write(cx, from, to))?;
+            // As above: the other direction may go on for long.
+            self.chunk = Bytes::new();
             self.state = State::Ended;
         }
         Poll::Ready(Ok(()))
@@ -229,27 +231,30 @@ impl Direction {
         W: BytesWrite + Unpin,
     {
         let (before, to) = (self.chunk.len(), Pin::new(to));
-        let written = match self.state {
-            State::Ending => to.poll_write_last(cx, &mut self.chunk),
-            _ => to.poll_write_bytes(cx, &mut self.chunk),
-        };
-        self.moved += (before - self.chunk.len()) as u64;
-        match written {
-            Poll::Ready(written) => Poll::Ready(written.map_err(|e| {
-                let operation = if self.chunk.is_empty() { RelayOperation::Shutdown } else { RelayOperation::Write };
-                (false, operation, e)
-            })),
-            Poll::Pending if self.chunk.is_empty() => Poll::Pending,
-            Poll::Pending => {
-                let failed = ready!(Pin::new(from).poll_failed(cx));
-                Poll::Ready(Err((true, RelayOperation::Read, failed)))
+        let (written, operation) = match self.state {
+            State::Ending => {
+                let written = to.poll_write_last(cx, &mut self.chunk);
+                (written, if self.chunk.is_empty() { RelayOperation::Shutdown } else { RelayOperation::Write })
             }
+            _ => (to.poll_write_bytes(cx, &mut self.chunk), RelayOperation::Write),
+        };
+        if let Poll::Ready(Err(e)) = written {
+            return Poll::Ready(Err((false, operation, e)));
         }
+        self.moved += (before - self.chunk.len()) as u64;
+        if written.is_pending() && !self.chunk.is_empty() {
+            let failed = ready!(Pin::new(from).poll_failed(cx));
+            return Poll::Ready(Err((true, RelayOperation::Read, failed)));
+        }
+        written.map(|_| Ok(()))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bytes::Buf;
     use rstest::rstest;
     use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
     use tokio_test::io::Builder;
@@ -275,17 +280,37 @@ mod tests {
         assert_eq!(relayed.await.unwrap().unwrap(), RelayStats { a_to_b: 8, b_to_a: 39 });
     }
 
-    /// One word to read, and a note of how each was written.
+    /// One word to read and then an end, if it has one; and a note of how each was written.
     #[derive(Default)]
     struct Scripted {
         word: Option<Bytes>,
         knows_its_end: bool,
-        written: Vec<(&'static str, Bytes)>,
+        open: bool,
+        broken: bool,
+        written: Vec<(&'static str, String)>,
+    }
+
+    impl Scripted {
+        fn says(word: Bytes, knows_its_end: bool) -> Self {
+            Self { word: Some(word), knows_its_end, ..Self::default() }
+        }
+
+        fn note(&mut self, how: &'static str, data: &mut Bytes) -> Poll<io::Result<()>> {
+            self.written.push((how, String::from_utf8(data.to_vec()).unwrap()));
+            if self.broken {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            data.advance(data.len());
+            Poll::Ready(Ok(()))
+        }
     }
 
     impl BytesRead for Scripted {
         fn poll_read_bytes(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-            Poll::Ready(Ok(self.word.take().unwrap_or_default()))
+            match self.word.take() {
+                None if self.open => Poll::Pending,
+                word => Poll::Ready(Ok(word.unwrap_or_default())),
+            }
         }
 
         fn is_at_end(&self) -> bool {
@@ -295,15 +320,11 @@ mod tests {
 
     impl BytesWrite for Scripted {
         fn poll_write_bytes(mut self: Pin<&mut Self>, _: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
-            let data = std::mem::take(data);
-            self.written.push(("write", data));
-            Poll::Ready(Ok(()))
+            self.note("write", data)
         }
 
         fn poll_write_last(mut self: Pin<&mut Self>, _: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
-            let data = std::mem::take(data);
-            self.written.push(("last", data));
-            Poll::Ready(Ok(()))
+            self.note("last", data)
         }
     }
 
@@ -333,15 +354,49 @@ mod tests {
     #[tokio::test]
     async fn an_end_that_is_known_goes_along_with_the_last_bytes(
         #[case] known: bool,
-        #[case] expected: &[(&str, &str)],
+        #[case] expected: &[(&'static str, &str)],
     ) {
-        let mut a = Scripted { word: Some("word".into()), knows_its_end: known, ..Scripted::default() };
-        let mut b = Scripted::default();
+        let (mut a, mut b) = (Scripted::says("word".into(), known), Scripted::default());
         assert_eq!(relay(&mut a, &mut b).await.unwrap(), RelayStats { a_to_b: 4, b_to_a: 0 });
-        assert_eq!(
-            b.written.iter().map(|(how, data)| (*how, &data[..])).collect::<Vec<_>>(),
-            expected.iter().map(|(how, data)| (*how, data.as_bytes())).collect::<Vec<_>>()
-        );
+        assert!(b.written.iter().map(|(how, data)| (*how, &data[..])).eq(expected.iter().copied()), "{:?}", b.written);
+    }
+
+    #[rstest]
+    #[case::bytes("word", false, RelayOperation::Write)]
+    #[case::the_last_bytes("word", true, RelayOperation::Write)]
+    #[case::the_end("", false, RelayOperation::Shutdown)]
+    #[tokio::test]
+    async fn what_could_not_be_written_is_not_counted(
+        #[case] word: &'static str,
+        #[case] known: bool,
+        #[case] operation: RelayOperation,
+    ) {
+        let (mut a, mut b) = (Scripted::says(word.into(), known), Scripted { broken: true, ..Scripted::default() });
+        let error = relay(&mut a, &mut b).await.unwrap_err();
+        assert_eq!((error.end(), error.operation()), (RelayEnd::B, operation));
+        assert_eq!(error.stats(), RelayStats::default());
+    }
+
+    /// The memory of some bytes.
+    struct Held {
+        _by: Arc<()>,
+    }
+
+    impl AsRef<[u8]> for Held {
+        fn as_ref(&self) -> &[u8] {
+            b"word"
+        }
+    }
+
+    #[rstest]
+    #[tokio::test]
+    async fn nothing_is_held_of_a_direction_that_has_ended(#[values(true, false)] known: bool) {
+        let held = Arc::new(());
+        let mut a = Scripted::says(Bytes::from_owner(Held { _by: held.clone() }), known);
+        let mut b = Scripted { open: true, ..Scripted::default() };
+        let mut relaying = tokio_test::task::spawn(relay(&mut a, &mut b));
+        assert!(relaying.poll().is_pending());
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 
     #[tokio::test(start_paused = true)]

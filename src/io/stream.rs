@@ -21,8 +21,10 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
     /// answer can't be mistaken for a whole one. Where the kind of stream knows no difference, this does nothing.
     fn fail(&mut self) {}
 
-    /// Says that the shutdown follows right behind what is written next, so that this may wait for it, to leave in one piece (for
-    /// TCP, in one segment). Where the kind of stream knows no difference, this does nothing.
+    /// Says that only the last bytes and the shutdown are still to be written, one right behind the other. The bytes may then wait
+    /// for the shutdown, flushed or not, to leave in one piece (for TCP on Linux, in one segment). It may be called more than
+    /// once, and a stream that is dropped without the shutdown treats them as ever. Where the kind of stream knows no difference,
+    /// this does nothing; one that wraps another should pass it on.
     fn expect_shutdown(&mut self) {}
 }
 

@@ -30,3 +30,37 @@ pub(super) async fn splice(tunnel: &mut TunnelStream, stream: &mut Unfinished) -
         None => Error::new(ErrorKind::Closed, layer, side, "relaying").with_source(error),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, duplex};
+
+    use super::*;
+    use crate::client;
+    use crate::metadata::Metadata;
+    use crate::tests::raw::{self, Raw};
+
+    #[tokio::test]
+    async fn what_an_application_says_before_it_closes_leaves_in_one_frame_with_the_end() {
+        let (near, far) = duplex(1 << 16);
+        let (client, driver) = client::handshake(near).await.unwrap();
+        tokio::spawn(driver);
+        let peer = tokio::spawn(async move {
+            let mut peer = Raw::server(Box::new(far)).await;
+            peer.settings(None).await;
+            let stream = peer.expect(raw::HEADERS).await.stream;
+            peer.accept(stream).await;
+            let frame = peer.expect(raw::DATA).await;
+            peer.send(raw::DATA, raw::END_STREAM, stream, b"answer").await;
+            frame
+        });
+        let mut tunnel = client.connect(&"pod.test:80".parse().unwrap(), &Metadata::default()).await.unwrap();
+        let (mut application, stream) = duplex(1 << 16);
+        application.write_all(b"question").await.unwrap();
+        application.shutdown().await.unwrap();
+        let stats = splice(&mut tunnel, &mut Unfinished::new(Box::new(stream))).await.unwrap();
+        assert_eq!((stats.a_to_b, stats.b_to_a), (6, 8));
+        let frame = peer.await.unwrap();
+        assert_eq!((&frame.payload[..], frame.flags), (&b"question"[..], raw::END_STREAM));
+    }
+}

@@ -171,6 +171,12 @@ async fn an_application_sees_its_connection_fail_when_serving_it_never_begins() 
     assert_eq!(application.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
+/// A SOCKS5 client's greeting and request for what the world has.
+fn socks5_request() -> Vec<u8> {
+    let name = b"global.default.svc.cluster.local";
+    [&[5, 1, 0, 5, 1, 0, 3, name.len() as u8][..], name, &80_u16.to_be_bytes()].concat()
+}
+
 /// A connection to `listener` from both ends.
 async fn connection(listener: &TcpListener) -> (TcpStream, TcpStream) {
     let application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -187,9 +193,7 @@ async fn a_connection_that_is_cut_while_it_is_carried_fails_and_is_no_longer_in_
     let (mut application, stream) = connection(&listener).await;
     let (outbound, target) = (world.outbound.clone(), world.target.clone());
     let serving = if by_socks5 {
-        let name = b"global.default.svc.cluster.local";
-        let request = [&[5, 1, 0, 5, 1, 0, 3, name.len() as u8][..], name, &80_u16.to_be_bytes()].concat();
-        application.write_all(&request).await.unwrap();
+        application.write_all(&socks5_request()).await.unwrap();
         tokio::spawn(async move { socks5::serve(&outbound, stream, None).await })
     } else {
         tokio::spawn(async move { outbound.serve(stream, &target, None).await })
@@ -213,13 +217,15 @@ async fn a_socks5_client_that_is_dropped_before_its_answer_gets_none() {
     let world = World::new();
     let listener = tcp::listen(([127, 0, 0, 1], 0).into()).unwrap();
     let (mut application, stream) = connection(&listener).await;
+    application.write_all(&socks5_request()).await.unwrap();
     let outbound = world.outbound.clone();
     let serving = tokio::spawn(async move { socks5::serve(&outbound, stream, None).await });
-    application.write_all(&[5, 1, 0]).await.unwrap();
-    let mut chosen = [0; 2];
-    application.read_exact(&mut chosen).await.unwrap();
+    // The endpoints are chosen, and nobody has had a turn at connecting to them.
+    world.at_client.reaches(2).await;
     serving.abort();
-    assert_eq!(application.read(&mut chosen).await.unwrap(), 0);
+    let mut answers = Vec::new();
+    application.read_to_end(&mut answers).await.unwrap();
+    assert_eq!(answers, [5, 0]);
 }
 
 /// Most of what a connection takes that waits: its task, and what that holds.
@@ -230,7 +236,7 @@ async fn connections_are_small_where_they_wait() {
     let served = size_of_val(&world.outbound.serve(stream(), &world.target, None));
     let by_socks5 = size_of_val(&socks5::serve(&world.outbound, stream(), None));
     let held = size_of::<Carried>();
-    assert!(served <= 400 && by_socks5 <= 400 && held <= 384, "{served} {by_socks5} {held}");
+    assert!(served <= 512 && by_socks5 <= 512 && held <= 384, "{served} {by_socks5} {held}");
 }
 
 #[tokio::test]

@@ -52,16 +52,29 @@ impl BytesRead for Unfinished {
         if let Some(end) = this.end() {
             return Poll::Ready(end.map(|()| Bytes::new()));
         }
-        if ready!(this.buffer.poll_fill(cx, &mut this.stream))? > 0
-            && let Poll::Ready(more) = this.buffer.poll_behind(cx, &mut this.stream)
-        {
-            this.behind = match more {
-                Ok(0) => Some(Ok(())),
-                Ok(_) => None,
-                Err(e) => Some(Err(e)),
+        if ready!(this.buffer.poll_fill(cx, &mut this.stream))? > 0 {
+            this.behind = match this.buffer.read_behind(cx, &mut this.stream) {
+                Some(Ok(0)) => Some(Ok(())),
+                Some(Err(e)) => Some(Err(e)),
+                Some(Ok(_)) | None => None,
             };
         }
-        Poll::Ready(Ok(this.buffer.bytes.split().freeze()))
+        let read = this.buffer.bytes.split().freeze();
+        if this.behind.is_some() || read.is_empty() {
+            // The other direction may go on for long.
+            this.buffer = ReadBuffer::default();
+        }
+        Poll::Ready(Ok(read))
+    }
+
+    fn poll_failed(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Error> {
+        match self.behind.take() {
+            Some(Err(e)) => Poll::Ready(e),
+            other => {
+                self.behind = other;
+                Poll::Pending
+            }
+        }
     }
 
     fn is_at_end(&self) -> bool {
@@ -124,8 +137,9 @@ mod tests {
     use std::time::Duration;
 
     use rstest::rstest;
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, duplex};
     use tokio_test::io::{Builder, Mock};
+    use tokio_test::task;
 
     use super::*;
     use crate::io::read_bytes;
@@ -178,6 +192,28 @@ mod tests {
         assert_eq!(rest, if fails { Err(lost().kind()) } else { Ok(0) });
     }
 
+    #[tokio::test]
+    async fn a_failure_that_is_known_is_found_by_who_can_not_write_on() {
+        let mut stream = reading(Builder::new().read(b"word").read_error(lost()));
+        assert_eq!(read_bytes(&mut stream).await.unwrap(), "word");
+        let failed = poll_fn(|cx| Pin::new(&mut stream).poll_failed(cx)).await;
+        assert_eq!(failed.kind(), lost().kind());
+    }
+
+    #[tokio::test]
+    async fn the_last_bytes_are_written_on_as_far_as_there_is_room() {
+        let (mut near, far) = duplex(4);
+        let mut stream = Unfinished::new(Box::new(far));
+        let mut data = Bytes::from("more than fits");
+        let mut writing = task::spawn(poll_fn(|cx| Pin::new(&mut stream).poll_write_last(cx, &mut data)));
+        assert!(writing.poll().is_pending());
+        let mut got = String::new();
+        let (read, written) = tokio::join!(near.read_to_string(&mut got), writing);
+        read.unwrap();
+        written.unwrap();
+        assert_eq!(got, "more than fits");
+    }
+
     /// Notes what it is asked for.
     struct Noting(Arc<Mutex<Vec<&'static str>>>);
 
@@ -219,7 +255,7 @@ mod tests {
     #[case::bytes("words", &["expect shutdown", "write", "write", "shutdown"])]
     #[case::nothing("", &["shutdown"])]
     #[tokio::test]
-    async fn the_shutdown_follows_the_last_bytes_and_they_know(
+    async fn the_shutdown_follows_the_last_bytes_and_is_announced(
         #[case] last: &'static str,
         #[case] expected: &[&'static str],
     ) {

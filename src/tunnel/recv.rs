@@ -156,8 +156,7 @@ impl BytesRead for TunnelRecv {
     }
 
     fn is_at_end(&self) -> bool {
-        let ended = self.ended || self.stream.as_ref().is_some_and(h2::RecvStream::is_end_stream);
-        ended && self.rest.is_empty()
+        self.rest.is_empty() && self.stream.as_ref().is_some_and(h2::RecvStream::is_end_stream)
     }
 }
 

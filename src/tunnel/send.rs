@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
 use super::{Finished, ResetReason, Slot};
@@ -139,9 +139,12 @@ impl BytesWrite for TunnelSend {
             let wanted = data.len();
             let room = ready!(self.poll_room(cx, wanted))?;
             if room == wanted {
-                return Poll::Ready(self.send_last(cx, std::mem::take(data)));
+                self.send_last(cx, data.clone())?;
+                data.clear();
+                return Poll::Ready(Ok(()));
             }
-            self.send(cx, data.split_to(room), wanted)?;
+            self.send(cx, data.slice(..room), wanted)?;
+            data.advance(room);
         }
         self.poll_shutdown(cx)
     }
