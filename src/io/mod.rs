@@ -19,6 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 #[cfg(feature = "proxy")]
 pub(crate) use buffer::ReadBuffer;
 pub use plain::Plain;
+#[cfg(feature = "proxy")]
+pub(crate) use plain::poll_write_some;
 pub use read_ahead::ReadAhead;
 pub(crate) use relay::Turns;
 #[cfg(feature = "proxy")]

@@ -51,15 +51,24 @@ impl<T: AsyncRead + Unpin> BytesRead for Plain<T> {
 
 impl<T: AsyncWrite + Unpin> BytesWrite for Plain<T> {
     fn poll_write_bytes(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
-        if data.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        match ready!(Pin::new(&mut self.io).poll_write(cx, data))? {
-            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            n => {
-                data.advance(n);
-                Poll::Ready(Ok(()))
-            }
+        poll_write_some(&mut self.io, cx, data)
+    }
+}
+
+/// Writes as much of the front of `data` as `io` takes in one go.
+pub(crate) fn poll_write_some<IO: AsyncWrite + Unpin>(
+    io: &mut IO,
+    cx: &mut Context<'_>,
+    data: &mut Bytes,
+) -> Poll<io::Result<()>> {
+    if data.is_empty() {
+        return Poll::Ready(Ok(()));
+    }
+    match ready!(Pin::new(io).poll_write(cx, data))? {
+        0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        n => {
+            data.advance(n);
+            Poll::Ready(Ok(()))
         }
     }
 }

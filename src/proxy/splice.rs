@@ -46,10 +46,7 @@ mod tests {
         let (client, driver) = client::handshake(near).await.unwrap();
         tokio::spawn(driver);
         let peer = tokio::spawn(async move {
-            let mut peer = Raw::server(Box::new(far)).await;
-            peer.settings(None).await;
-            let stream = peer.expect(raw::HEADERS).await.stream;
-            peer.accept(stream).await;
+            let (mut peer, stream) = Raw::taking(Box::new(far)).await;
             let frame = peer.expect(raw::DATA).await;
             peer.send(raw::DATA, raw::END_STREAM, stream, b"answer").await;
             frame

@@ -4,10 +4,10 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::io::{BoxStream, BytesRead, BytesWrite, ReadBuffer, Stream};
+use crate::io::{BoxStream, BytesRead, BytesWrite, ReadBuffer, Stream, poll_write_some};
 
 /// A byte stream that is not at its end. Dropped like this, for whatever reason, it fails: what was cut off must not look
 /// whole.
@@ -84,16 +84,7 @@ impl BytesRead for Unfinished {
 
 impl BytesWrite for Unfinished {
     fn poll_write_bytes(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
-        if data.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        match ready!(Pin::new(&mut self.stream).poll_write(cx, data))? {
-            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            n => {
-                data.advance(n);
-                Poll::Ready(Ok(()))
-            }
-        }
+        poll_write_some(&mut self.stream, cx, data)
     }
 
     fn poll_write_last(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {

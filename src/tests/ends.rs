@@ -154,10 +154,7 @@ async fn the_last_frame_has_the_end(#[case] size: usize) {
     let (client, driver) = client::handshake(near).await.unwrap();
     tokio::spawn(driver);
     let peer = tokio::spawn(async move {
-        let mut peer = Raw::server(Box::new(far)).await;
-        peer.settings(None).await;
-        let stream = peer.expect(raw::HEADERS).await.stream;
-        peer.accept(stream).await;
+        let (mut peer, stream) = Raw::taking(Box::new(far)).await;
         let mut got = 0;
         loop {
             let frame = peer.expect(raw::DATA).await;
@@ -191,10 +188,7 @@ async fn a_reset_by_the_peer_without_an_error_reads_as_the_end() {
     let (client, driver) = client::handshake(near).await.unwrap();
     tokio::spawn(driver);
     let peer = tokio::spawn(async move {
-        let mut peer = Raw::server(Box::new(far)).await;
-        peer.settings(None).await;
-        let stream = peer.expect(raw::HEADERS).await.stream;
-        peer.accept(stream).await;
+        let (mut peer, stream) = Raw::taking(Box::new(far)).await;
         peer.send(raw::DATA, 0, stream, b"all there is").await;
         peer.send(raw::RST_STREAM, 0, stream, &[0; 4]).await;
         while peer.next().await.is_some() {}

@@ -45,6 +45,15 @@ impl Raw {
         Self { io, answers: true }
     }
 
+    /// The server's side, which has taken the first tunnel, and that tunnel's stream.
+    pub(crate) async fn taking(io: BoxIo) -> (Self, u32) {
+        let mut raw = Self::server(io).await;
+        raw.settings(None).await;
+        let stream = raw.expect(HEADERS).await.stream;
+        raw.accept(stream).await;
+        (raw, stream)
+    }
+
     /// The client's side, which has sent its preface.
     pub(crate) async fn client(mut io: BoxIo) -> Self {
         io.write_all(PREFACE).await.unwrap();
