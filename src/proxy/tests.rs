@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rstest::rstest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
@@ -165,8 +165,7 @@ async fn a_tunnel_that_is_not_carried_on_is_in_flight_as_long_as_it_is_kept() {
 #[tokio::test]
 async fn an_application_sees_its_connection_fail_when_serving_it_never_begins() {
     let world = World::new();
-    let listener = tcp::listen(([127, 0, 0, 1], 0).into()).unwrap();
-    let (mut application, stream) = connection(&listener).await;
+    let (mut application, stream) = connection().await;
     drop(world.outbound.serve(stream, &world.target, None));
     assert_eq!(application.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
@@ -177,8 +176,9 @@ fn socks5_request() -> Vec<u8> {
     [&[5, 1, 0, 5, 1, 0, 3, name.len() as u8][..], name, &80_u16.to_be_bytes()].concat()
 }
 
-/// A connection to `listener` from both ends.
-async fn connection(listener: &TcpListener) -> (TcpStream, TcpStream) {
+/// An application's TCP connection, from both ends.
+async fn connection() -> (TcpStream, TcpStream) {
+    let listener = tcp::listen(([127, 0, 0, 1], 0).into()).unwrap();
     let application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     (application, listener.accept().await.unwrap().0)
 }
@@ -189,8 +189,7 @@ async fn connection(listener: &TcpListener) -> (TcpStream, TcpStream) {
 #[tokio::test]
 async fn a_connection_that_is_cut_while_it_is_carried_fails_and_is_no_longer_in_flight(#[case] by_socks5: bool) {
     let mut world = World::new();
-    let listener = tcp::listen(([127, 0, 0, 1], 0).into()).unwrap();
-    let (mut application, stream) = connection(&listener).await;
+    let (mut application, stream) = connection().await;
     let (outbound, target) = (world.outbound.clone(), world.target.clone());
     let serving = if by_socks5 {
         application.write_all(&socks5_request()).await.unwrap();
@@ -215,8 +214,7 @@ async fn a_connection_that_is_cut_while_it_is_carried_fails_and_is_no_longer_in_
 #[tokio::test]
 async fn a_socks5_client_that_is_dropped_before_its_answer_gets_none() {
     let world = World::new();
-    let listener = tcp::listen(([127, 0, 0, 1], 0).into()).unwrap();
-    let (mut application, stream) = connection(&listener).await;
+    let (mut application, stream) = connection().await;
     application.write_all(&socks5_request()).await.unwrap();
     let outbound = world.outbound.clone();
     let serving = tokio::spawn(async move { socks5::serve(&outbound, stream, None).await });
