@@ -2,7 +2,7 @@
 # run.sh DIR [ROUNDS]: captured traffic through network namespaces, wrk against nginx. See README.md.
 set -euo pipefail
 
-usage="usage: $0 DIR [ROUNDS], where DIR has the built examples ztunnel, gateway and bench-mesh"
+usage="usage: $0 DIR [ROUNDS], where DIR has the built programs ztunnel, gateway and bench-mesh"
 bin=$(cd "${1:?$usage}" && pwd)
 here=$(cd "$(dirname "$0")" && pwd)
 fixtures=$here/../../examples/fixtures
@@ -13,7 +13,7 @@ case ${PODS:-2} in
   *) echo "error: PODS is 1 or 2, not $PODS"; exit 2 ;;
 esac
 for program in ztunnel gateway bench-mesh; do
-  [ -x "$bin/$program" ] || { echo "error: $bin/$program is not there: build the examples first"; exit 2; }
+  [ -x "$bin/$program" ] || { echo "error: $bin/$program is not there: build the programs first"; exit 2; }
 done
 for tool in ip iptables openssl wrk nginx python3; do
   command -v "$tool" >/dev/null || { echo "error: needs $tool"; exit 2; }

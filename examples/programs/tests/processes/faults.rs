@@ -8,7 +8,7 @@
 //! figures:
 //!
 //! ```sh
-//! HBONE_FAULT_SECONDS=10 cargo test --release --test examples faults -- --nocapture
+//! HBONE_FAULT_SECONDS=10 cargo test --release --test processes faults -- --nocapture
 //! ```
 
 mod cluster;

@@ -1,8 +1,5 @@
 //! A proxy for one workload: its connections go out through tunnels, and tunnels to it come in.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 use std::error::Error;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -11,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgGroup, Parser};
-use common::{Common, Health, Loaded, seconds, set};
 use futures_util::future::{FutureExt, join_all};
 use hbone::balance::WeightedRandom;
 use hbone::connector::{Connector, ConnectorConfig};
@@ -19,12 +15,13 @@ use hbone::io::{RelayStats, Stream};
 use hbone::pool::{Pool, PoolConfig};
 use hbone::proxy::{Inbound, Outbound, WorkerSet, socks5, tcp};
 use hbone::{Authority, Config, drain};
+use hbone_programs::{Common, Health, Loaded, seconds, set};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 /// A mesh proxy for one workload
 #[derive(Parser, Debug)]
-#[command(name = "ztunnel")]
+#[command(name = "ztunnel", version)]
 #[command(group(ArgGroup::new("listeners").required(true).multiple(true).args(["inbound", "outbound", "socks5", "forward"])))]
 struct Args {
     /// The workload that is served
@@ -101,7 +98,7 @@ fn forward(text: &str) -> Result<(SocketAddr, Authority), String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    common::main(run(args))
+    hbone_programs::main(run(args))
 }
 
 async fn run(args: Args) -> Result<(), Box<dyn Error>> {

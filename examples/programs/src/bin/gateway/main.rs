@@ -1,8 +1,5 @@
 //! An east-west gateway: passes tunnels from other networks on to the pods of global services.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 use std::error::Error;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -10,16 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use common::{Common, Health, Loaded, seconds, set};
 use hbone::balance::LeastRequests;
 use hbone::mesh::Network;
 use hbone::proxy::{Gateway, tcp};
 use hbone::{Config, drain};
+use hbone_programs::{Common, Health, Loaded, seconds, set};
 use tokio::task::JoinSet;
 
 /// An east-west gateway
 #[derive(Parser, Debug)]
-#[command(name = "gateway")]
+#[command(name = "gateway", version)]
 struct Args {
     #[command(flatten)]
     common: Common,
@@ -41,7 +38,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    common::main(run(args))
+    hbone_programs::main(run(args))
 }
 
 async fn run(args: Args) -> Result<(), Box<dyn Error>> {

@@ -35,7 +35,7 @@ const MOST_THREADS: NonZeroUsize = NonZeroUsize::new(2).expect("more than none")
 
 /// What each proxy is started with.
 #[derive(clap::Args, Debug)]
-pub(crate) struct Common {
+pub struct Common {
     /// The mesh: a file in the local form of the control plane's tables
     #[arg(long, value_name = "FILE")]
     mesh: PathBuf,
@@ -64,7 +64,7 @@ pub(crate) struct Common {
 
 /// When endpoints are left out.
 #[derive(clap::Args, Debug)]
-pub(crate) struct Health {
+pub struct Health {
     /// How many failures in a row leave an endpoint out for a while; 0 never does. Default 5
     #[arg(long, value_name = "N")]
     consecutive_failures: Option<u32>,
@@ -75,7 +75,7 @@ pub(crate) struct Health {
 
 impl Health {
     /// As said by the flags, else by the library.
-    pub(crate) fn outliers(&self) -> OutlierConfig {
+    pub fn outliers(&self) -> OutlierConfig {
         // All are used when none is left, so any number of them may be left out.
         let config = OutlierConfig::new().with_max_ejection_percent(100);
         let config = set(config, self.consecutive_failures, OutlierConfig::with_consecutive_failures);
@@ -84,7 +84,7 @@ impl Health {
 }
 
 /// Sets what is given.
-pub(crate) fn set<C, V>(config: C, value: Option<V>, with: impl FnOnce(C, V) -> C) -> C {
+pub fn set<C, V>(config: C, value: Option<V>, with: impl FnOnce(C, V) -> C) -> C {
     match value {
         Some(value) => with(config, value),
         None => config,
@@ -92,7 +92,7 @@ pub(crate) fn set<C, V>(config: C, value: Option<V>, with: impl FnOnce(C, V) -> 
 }
 
 /// A time in seconds, such as `5` or `0.25`.
-pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "it is not a number of seconds")?;
     match Duration::try_from_secs_f64(seconds) {
         Ok(time) if time > Duration::ZERO => Ok(time),
@@ -102,15 +102,25 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 /// The files, read and checked.
-pub(crate) struct Loaded {
-    pub(crate) snapshot: Snapshot,
-    pub(crate) mesh: MeshWatch,
-    pub(crate) credentials: Credentials,
-    pub(crate) trusted: TrustDomains,
+#[derive(Debug)]
+pub struct Loaded {
+    /// The mesh as the file has it.
+    pub snapshot: Snapshot,
+    /// The same, for those who follow it.
+    pub mesh: MeshWatch,
+    /// Certificate, key and roots.
+    pub credentials: Credentials,
+    /// Whose certificates are let in.
+    pub trusted: TrustDomains,
 }
 
 impl Common {
-    pub(crate) fn load(&self) -> hbone::Result<Loaded> {
+    /// Reads and checks the files.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with which file.
+    pub fn load(&self) -> hbone::Result<Loaded> {
         let snapshot = Snapshot::load(&self.mesh)?;
         let credentials = Credentials::from_pem_files(&self.cert, &self.key, &self.ca)?;
         let own = credentials.identity().trust_domain().clone();
@@ -121,7 +131,7 @@ impl Common {
     }
 
     /// The threads that everything but this one's work is done on.
-    pub(crate) fn workers(&self) -> hbone::Result<Workers> {
+    pub fn workers(&self) -> hbone::Result<Workers> {
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let workers = Workers::start(self.threads.unwrap_or(cores.min(MOST_THREADS)))?;
         #[cfg(feature = "jemalloc")]
@@ -130,7 +140,7 @@ impl Common {
     }
 
     /// Says that all listeners are up, waits for a signal, and drains.
-    pub(crate) async fn run(&self, mut tasks: JoinSet<()>, drain: Drain, watch: Watch) -> Result<(), Box<dyn Error>> {
+    pub async fn run(&self, mut tasks: JoinSet<()>, drain: Drain, watch: Watch) -> Result<(), Box<dyn Error>> {
         let draining = Arc::new(AtomicBool::new(false));
         if let Some(address) = self.admin {
             let listener = tcp::listen(address)?;
@@ -153,7 +163,7 @@ impl Common {
 }
 
 /// Runs a proxy's `main`, with errors on one line.
-pub(crate) fn main<F>(run: F) -> ExitCode
+pub fn main<F>(run: F) -> ExitCode
 where
     F: Future<Output = Result<(), Box<dyn Error>>>,
 {

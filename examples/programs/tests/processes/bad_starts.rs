@@ -20,8 +20,8 @@ fn replace(args: &mut [String], flag: &str, value: &str) {
 }
 
 /// Runs it, and compares all that it says, with the directory of its files as DIR, its addresses as NET and times as TIME.
-async fn fails(mesh: &Mesh, example: &str, args: &[String], error: &str) {
-    let ended = run(example, args).await;
+async fn fails(mesh: &Mesh, program: &str, args: &[String], error: &str) {
+    let ended = run(program, args).await;
     let [a, b, c, _] = mesh.ip(0).octets();
     let stderr = ended.stderr.replace(&mesh.dir().display().to_string(), "DIR").replace(&format!("{a}.{b}.{c}"), "NET");
     assert_eq!(without_times(&stderr), format!("error: {error}\n"));

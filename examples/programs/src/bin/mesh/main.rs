@@ -19,7 +19,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// A demo mesh: two clusters, an east-west gateway, and what it promises
 #[derive(Parser)]
-#[command(name = "mesh")]
+#[command(name = "mesh", version)]
 struct Args {
     /// Keep the mesh up after the steps, with a SOCKS5 port into the client pod
     #[arg(long)]

@@ -2,7 +2,7 @@
 
 mod link;
 mod load;
-#[path = "../../benches/common/raw_tls.rs"]
+#[path = "../../../../../benches/common/raw_tls.rs"]
 mod raw_tls;
 mod report;
 mod roles;
@@ -24,7 +24,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Measures the proxies: throughput, latency, CPU and memory, beside plain TCP relays and relays with mutual TLS
 #[derive(Parser)]
-#[command(name = "bench-mesh", args_conflicts_with_subcommands = true)]
+#[command(name = "bench-mesh", version, args_conflicts_with_subcommands = true)]
 struct Args {
     #[command(subcommand)]
     role: Option<Role>,

@@ -1,6 +1,6 @@
-//! The examples as processes on loopback: two clusters, bad starts, bad peers.
+//! The programs, and the library's examples, as processes on loopback: two clusters, bad starts, bad peers.
 //!
-//! They must have been built: `cargo test` does so, `cargo test --test examples` alone does not.
+//! The examples must have been built: `cargo test` does so, `cargo test --test processes` alone does not.
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 #![cfg(target_os = "linux")]
 
@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 
 use mesh::{GLOBAL, Mesh, connect, echo, exchange, socks5};
-use process::{Proxy, read_all, run, soon};
+use process::{Proxy, ended, example, read_all, run, soon};
 use rstest::rstest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -254,17 +254,16 @@ async fn the_demo_mesh_keeps_all_of_its_promises() {
 
 #[tokio::test]
 async fn echo_prints_its_line() {
-    let ended = run("echo", &[]).await;
+    let ended = ended("echo", &mut example("echo")).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
     assert_eq!(ended.stdout, "hello through two tunnels\n");
 }
 
-#[cfg(feature = "tower")]
 #[rstest]
 #[tokio::test]
 async fn the_readme_shows_what_the_http_examples_print(#[values("http_server", "http_client")] name: &str) {
-    let ended = run(name, &[]).await;
+    let ended = ended(name, &mut example(name)).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
     let shown = format!("--features tower --example {name}\n{}```\n", ended.stdout);
-    assert!(include_str!("../README.md").contains(&shown), "{}", ended.stdout);
+    assert!(include_str!("../../../README.md").contains(&shown), "{}", ended.stdout);
 }

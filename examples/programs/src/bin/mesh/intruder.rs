@@ -40,11 +40,7 @@ pub(crate) async fn with_certificate(
 
 /// Tries to get in without any.
 pub(crate) async fn without_certificate(gateway: SocketAddr) -> Result<(), Failure> {
-    #[cfg(feature = "aws-lc-rs")]
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    #[cfg(not(feature = "aws-lc-rs"))]
-    let provider = rustls::crypto::ring::default_provider();
-    let provider = Arc::new(provider);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()

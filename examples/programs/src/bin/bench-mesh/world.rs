@@ -202,18 +202,18 @@ impl World {
         self.proxy("client", "ztunnel", &arguments, "client").await
     }
 
-    /// Starts an example that is beside this one, in the directory of the files.
+    /// Starts a program that is beside this one, in the directory of the files.
     async fn proxy(
         &mut self,
         name: &'static str,
-        example: &str,
+        program: &str,
         arguments: &[&str],
         service_account: &str,
     ) -> Result<Proxy, Failure> {
-        let program = std::env::current_exe()?.with_file_name(example);
+        let program = std::env::current_exe()?.with_file_name(program);
         if !program.exists() {
             let program = program.display();
-            return Err(format!("{program} is not built: run `cargo build --release --examples` first").into());
+            return Err(format!("{program} is not built: run `cargo build --release --bins` first").into());
         }
         let mut command = Command::new(program);
         command.args(arguments).current_dir(&self.files).env("RUST_LOG", "error");

@@ -1,4 +1,4 @@
-//! An example as a process: started, listened to, and killed when it is not needed any more.
+//! A program as a process: started, listened to, and killed when it is not needed any more.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -17,14 +17,24 @@ pub(crate) async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
     timeout(BROKEN, event).await.unwrap_or_else(|_| panic!("{what}: nothing happened"))
 }
 
-/// A built example, beside the tests' own program.
+/// A program of this package.
+pub(crate) fn program(name: &str) -> Command {
+    built(&[name], "cargo build")
+}
+
+/// An example of the library.
 pub(crate) fn example(name: &str) -> Command {
+    built(&["examples", name], "cargo build --examples")
+}
+
+/// What is built beside the tests' own program.
+fn built(name: &[&str], by: &str) -> Command {
     let mut path: PathBuf = std::env::current_exe().unwrap();
     // target/PROFILE/deps/THIS
     path.pop();
     path.pop();
-    path.extend(["examples", name]);
-    assert!(path.exists(), "{} is not built: run `cargo build --examples`, or all of `cargo test`", path.display());
+    path.extend(name);
+    assert!(path.exists(), "{} is not built: run `{by}`, or all of `cargo test`", path.display());
     let mut command = Command::new(path);
     command.env_remove("RUST_LOG").stdin(Stdio::null()).kill_on_drop(true);
     command
@@ -37,9 +47,14 @@ pub(crate) struct Ended {
     pub(crate) stderr: String,
 }
 
-/// Runs an example to its end.
+/// Runs a program to its end.
 pub(crate) async fn run(name: &str, args: &[String]) -> Ended {
-    let output = soon(name, example(name).args(args).output()).await.unwrap();
+    ended(name, program(name).args(args)).await
+}
+
+/// Likewise, whatever it is.
+pub(crate) async fn ended(name: &str, command: &mut Command) -> Ended {
+    let output = soon(name, command.output()).await.unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
@@ -54,14 +69,14 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Starts an example and waits until it says that it is ready.
+    /// Starts a program and waits until it says that it is ready.
     pub(crate) async fn start(name: &str, args: &[String]) -> Self {
         Self::start_logging(name, args, "info").await
     }
 
     /// Likewise, with a filter for its log.
     pub(crate) async fn start_logging(name: &str, args: &[String], filter: &str) -> Self {
-        let mut command = example(name);
+        let mut command = program(name);
         command.args(args).env("RUST_LOG", filter).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("a process");
         let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
