@@ -68,6 +68,7 @@
 //! | run a proxy | [`proxy`] |
 //! | serve or call HTTP without one | [`service`] |
 //! | end without losing anything | [`drain`] |
+//! | count, log and trace what happens | [`observe`] |
 //! | know what failed | [`Error`], [`Refusal`] |
 //!
 //! # Features
@@ -95,6 +96,7 @@ pub mod io;
 pub mod mesh;
 pub mod metadata;
 pub mod nested;
+pub mod observe;
 pub mod policy;
 pub mod pool;
 #[cfg(feature = "proxy")]

@@ -8,7 +8,20 @@ use super::rust_source::{Import, code, imports, without_tests};
 
 /// The modules of each layer, in order. Those of later plans may be missing from the source.
 const LAYERS: &[&[&str]] = &[
-    &["error", "authority", "identity", "path", "refusal", "metadata", "mesh", "policy", "balance", "route", "config"],
+    &[
+        "error",
+        "authority",
+        "identity",
+        "path",
+        "refusal",
+        "metadata",
+        "mesh",
+        "policy",
+        "balance",
+        "route",
+        "config",
+        "observe",
+    ],
     &["io", "drain"],
     &["tls"],
     &["tunnel", "conn", "client", "server", "nested"],
