@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::{AbortHandle, Abortable};
 use tokio::runtime::Handle;
@@ -105,7 +105,7 @@ impl Inner {
             locked.next_source += 1;
             locked.next_source
         };
-        let source = Source::new(self, id, credentials, metadata, &self.config)?;
+        let source = Source::new(self, id, credentials, metadata, &self.config);
         self.lock().sources.insert(id, source.shared.clone());
         Ok(source)
     }
@@ -127,7 +127,7 @@ impl Inner {
         let mut waiting = {
             let Some(strong) = pool.upgrade() else { return Err(dial::gone("the pool is gone")) };
             strong.runtime.get_or_init(Handle::current);
-            if source.has_rotated() {
+            if source.has_rotated(SystemTime::now()) {
                 strong.step(|state, now| state.source_ended(source.id, None, now));
             }
             if let Some(grant) = strong.step(|state, now| state.try_checkout(&key, now)) {

@@ -159,11 +159,11 @@ impl Pool {
     }
 
     /// An identity that connects through this pool. The tunnels that hold nested connections are opened with `metadata`,
-    /// which the peers on the way see.
+    /// which the peers on the way see. There need not be credentials yet: a dial waits for them.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidCredentials`] when there are none.
+    /// None for now.
     pub fn source(&self, credentials: Arc<dyn CredentialSource>, metadata: Metadata) -> Result<Source> {
         self.0.add_source(credentials, metadata)
     }

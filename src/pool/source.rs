@@ -1,12 +1,12 @@
 //! Who connects.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::SystemTime;
 
 use super::Inner;
 use super::state::SourceId;
 use crate::config::Config;
-use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::metadata::Metadata;
 use crate::tls::{Connector, CredentialSource, Credentials};
@@ -24,12 +24,12 @@ pub struct Source {
 /// What dials need of a source. Does not keep it.
 pub(super) struct SourceShared {
     pub(super) id: SourceId,
-    pub(super) identity: SpiffeId,
     pub(super) tls: Connector,
     /// What the CONNECTs of the path's own tunnels say.
     pub(super) metadata: Metadata,
     credentials: Arc<dyn CredentialSource>,
-    shown: Mutex<Credentials>,
+    /// `None` until there are any.
+    shown: Mutex<Option<Credentials>>,
 }
 
 /// Lives as long as the source.
@@ -45,34 +45,34 @@ impl Source {
         credentials: Arc<dyn CredentialSource>,
         metadata: Metadata,
         config: &Arc<Config>,
-    ) -> Result<Self> {
-        let shown = credentials.credentials().map_err(|e| {
-            Error::new(ErrorKind::InvalidCredentials, Layer::Config, Side::Local, "getting the certificate of a source")
-                .with_source(e)
-        })?;
+    ) -> Self {
+        let shown = credentials.credentials().ok();
         let tls = Connector::new(credentials.clone(), config.clone());
-        let identity = shown.identity().clone();
-        let shared = SourceShared { id, identity, tls, metadata, credentials, shown: Mutex::new(shown) };
-        Ok(Self { shared: Arc::new(shared), _guard: Arc::new(Guard { pool: Arc::downgrade(pool), id }) })
+        let shared = SourceShared { id, tls, metadata, credentials, shown: Mutex::new(shown) };
+        Self { shared: Arc::new(shared), _guard: Arc::new(Guard { pool: Arc::downgrade(pool), id }) }
     }
 
-    /// The identity, as in the certificate that the source had at first.
-    pub fn identity(&self) -> &SpiffeId {
-        &self.shared.identity
+    /// The identity, as in the certificate shown last. `None` while there has not been one.
+    pub fn identity(&self) -> Option<SpiffeId> {
+        self.shared.shown().as_ref().map(|shown| shown.identity().clone())
     }
 }
 
 impl SourceShared {
-    /// Whether another certificate is to be shown than up to now. Says so once.
-    pub(super) fn has_rotated(&self) -> bool {
-        // Without credentials no handshake will succeed; what is connected may stay.
-        let Ok(now) = self.credentials.credentials() else { return false };
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.is_same(&shown) {
-            return false;
-        }
-        *shown = now;
-        true
+    /// Whether the connections so far are to take no more tunnels: their certificate has been renewed, or has expired.
+    pub(super) fn has_rotated(&self, now: SystemTime) -> bool {
+        let current = self.credentials.credentials();
+        let mut shown = self.shown();
+        let renewed = match current {
+            Ok(current) if shown.as_ref() != Some(&current) => shown.replace(current).is_some(),
+            // Without credentials no handshake will succeed; what is connected may stay.
+            Ok(_) | Err(_) => false,
+        };
+        renewed || shown.as_ref().is_some_and(|shown| shown.certificate().has_expired(now))
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Option<Credentials>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -86,6 +86,6 @@ impl Drop for Guard {
 
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Source").field("identity", self.identity()).finish_non_exhaustive()
+        f.debug_struct("Source").field("identity", &self.identity()).finish_non_exhaustive()
     }
 }

@@ -1,6 +1,7 @@
 //! The pool over an in-memory network, with real TLS.
 
 mod cancelled;
+mod credentials;
 mod dead;
 mod ends;
 mod limits;

@@ -6,7 +6,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 
 use crate::error::Error;
 use crate::identity::SpiffeId;
@@ -97,6 +97,12 @@ impl Issuing<'_> {
         self
     }
 
+    /// Makes it one that runs out at this time.
+    pub fn not_after(mut self, time: SystemTime) -> Self {
+        self.not_after = time;
+        self
+    }
+
     /// Makes it valid from tomorrow on.
     pub fn not_yet_valid(mut self) -> Self {
         self.not_before = SystemTime::now() + DAY;
@@ -131,8 +137,19 @@ impl Issued {
     ///
     /// As [`Credentials::from_der`]: what is odd about the certificate may be just that.
     pub fn credentials(&self) -> Result<Credentials, Error> {
+        self.credentials_as_of(SystemTime::now())
+    }
+
+    /// As credentials that were loaded at this time: they may have expired since.
+    ///
+    /// # Errors
+    ///
+    /// As [`Credentials::from_der`].
+    pub fn credentials_as_of(&self, time: SystemTime) -> Result<Credentials, Error> {
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
-        Credentials::from_der(vec![self.certificate.der().clone()], key, vec![self.root.clone()])
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let (chain, roots) = (vec![self.certificate.der().clone()], vec![self.root.clone()]);
+        Credentials::from_der_at(chain, key, roots, UnixTime::since_unix_epoch(since))
     }
 
     /// The certificate, as PEM.

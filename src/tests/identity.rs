@@ -2,9 +2,10 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rstest::rstest;
+use rustls::CipherSuite;
 
 use super::harness::{Carrier, authority, client_id, id, server_id, trusted};
 use super::peers::{Session, acceptor, connector, handshake};
@@ -13,7 +14,7 @@ use crate::error::{Error, ErrorKind, Layer, Side};
 use crate::identity::{AcceptedIdentities, SpiffeId, TrustDomains};
 use crate::metadata::Metadata;
 use crate::testing::Ca;
-use crate::tls::{Acceptor, Connector, CredentialSource, Credentials};
+use crate::tls::{Acceptor, Connector, CredentialSource, Credentials, ReloadingCredentials};
 use crate::{Config, TunnelStream, server};
 
 fn set(ids: &[&str]) -> AcceptedIdentities {
@@ -276,6 +277,42 @@ async fn credentials_are_asked_for_at_each_handshake() {
     for error in [near.unwrap_err(), far.unwrap_err()] {
         assert_eq!((error.kind(), error.side()), (&ErrorKind::InvalidCredentials, Side::Local));
         assert!(error.to_string().starts_with("TLS: handshake: the agent has no certificate; check"), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_waits_for_the_first_certificate() {
+    let (ca, config) = (Ca::new(), Arc::new(Config::new()));
+    let (client, server) = (ReloadingCredentials::new(), ReloadingCredentials::new());
+    let connector = Connector::new(Arc::new(client.clone()), config.clone());
+    let acceptor = Acceptor::new(Arc::new(server.clone()), trusted(), config.clone());
+    let issue = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        client.update(Ok(ca.issue(&client_id()))).unwrap();
+        server.update(Ok(ca.issue(&server_id()))).unwrap();
+    };
+    let accept = server_id().into();
+    let ((near, far), ()) = tokio::join!(handshake(&connector, &accept, &acceptor), issue);
+    assert_eq!(near.unwrap().peer_identity(), &server_id());
+    assert_eq!(far.unwrap().peer_identity(), &client_id());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_says_by_which_certificates_and_how_it_was_made() {
+    let ca = Ca::new();
+    let soon = SystemTime::now() + Duration::from_secs(60 * 60);
+    let client = ca.certificate().uri(&client_id().to_string()).not_after(soon).issue().credentials().unwrap();
+    let server = ca.issue(&server_id());
+    let connector = Connector::new(Arc::new(client.clone()), Arc::default());
+    let acceptor = Acceptor::new(Arc::new(server.clone()), trusted(), Arc::default());
+    let (near, far) = handshake(&connector, &server_id().into(), &acceptor).await;
+    for (session, local, peer) in [(near.unwrap(), &client, &server), (far.unwrap(), &server, &client)] {
+        assert_eq!(session.local_certificate(), local.certificate());
+        assert_eq!(session.peer_certificate(), peer.certificate());
+        assert_eq!(session.peer_certificates(), peer.chain());
+        assert_eq!(session.not_after(), client.certificate().not_after());
+        assert_eq!(session.alpn(), Some(&b"h2"[..]));
+        assert_eq!(session.cipher_suite(), Some(CipherSuite::TLS13_AES_128_GCM_SHA256));
     }
 }
 

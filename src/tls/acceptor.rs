@@ -8,8 +8,8 @@ use rustls::sign::SingleCertAndKey;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink};
 use tokio::time::timeout;
 
-use super::provider::provider;
-use super::stream::{classify, current, handshake_error, timed_out, unusable};
+use super::source::current;
+use super::stream::{classify, handshake_error, timed_out, unusable};
 use super::verify::ClientVerifier;
 use super::{ALPN_H2, CredentialSource, Credentials, TlsStream};
 use crate::config::Config;
@@ -56,13 +56,17 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let handshake = tokio_rustls::TlsAcceptor::from(self.server_config()?).accept(io).into_fallible();
+        let handshake = async {
+            let credentials = current(&*self.source).await?;
+            let config = self.server_config(&credentials)?;
+            Ok((credentials, tokio_rustls::TlsAcceptor::from(config).accept(io).into_fallible().await))
+        };
         match timeout(self.config.tls_timeout, handshake).await {
-            Ok(Ok(stream)) => {
+            Ok(Ok((credentials, Ok(stream)))) => {
                 let (io, connection) = stream.into_inner();
-                TlsStream::new(io, connection.into())
+                TlsStream::new(io, connection.into(), &credentials)
             }
-            Ok(Err((e, mut io))) => {
+            Ok(Ok((_, Err((e, mut io))))) => {
                 if classify(&e).is_some() {
                     // The client sends its first requests together with the certificate that is rejected: closing with
                     // them unread could destroy the alert.
@@ -70,29 +74,29 @@ impl Acceptor {
                 }
                 Err(handshake_error(e))
             }
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(timed_out()),
         }
     }
 
-    fn server_config(&self) -> Result<Arc<ServerConfig>> {
-        let credentials = current(&*self.source)?;
+    fn server_config(&self, credentials: &Credentials) -> Result<Arc<ServerConfig>> {
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Built { from, config }) = &*built
-            && from.is_same(&credentials)
+            && from.is_clone_of(credentials)
         {
             return Ok(config.clone());
         }
-        let verifier = ClientVerifier { chain: credentials.client_verifier.clone(), trusted: self.trusted.clone() };
-        let mut config = ServerConfig::builder_with_provider(provider())
+        let verifier = ClientVerifier { chain: credentials.client_verifier().clone(), trusted: self.trusted.clone() };
+        let mut config = ServerConfig::builder_with_provider(credentials.provider().clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(unusable)?
             .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key.clone())));
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key())));
         config.alpn_protocols = vec![ALPN_H2.to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         let config = Arc::new(config);
-        *built = Some(Built { from: credentials, config: config.clone() });
+        *built = Some(Built { from: credentials.clone(), config: config.clone() });
         Ok(config)
     }
 }

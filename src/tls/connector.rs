@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls::ClientConfig;
 use rustls::client::Resumption;
@@ -12,10 +12,10 @@ use rustls::sign::SingleCertAndKey;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
-use super::provider::provider;
-use super::stream::{classify, current, handshake_error, timed_out, unusable};
+use super::source::{check_expiry, current};
+use super::stream::{classify, handshake_error, no_credentials, timed_out, unusable};
 use super::verify::ServerVerifier;
-use super::{ALPN_H2, CredentialSource, TlsStream};
+use super::{ALPN_H2, CredentialSource, Credentials, TlsStream};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::identity::AcceptedIdentities;
@@ -59,8 +59,20 @@ impl Connector {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let config = match self.client_config(accept) {
-            Ok(config) => config,
+        tokio::pin!(late);
+        let current = async {
+            let credentials = current(&*self.source).await?;
+            check_expiry(&credentials, SystemTime::now())?;
+            let config = client_config(&credentials, accept)?;
+            Ok((credentials, config))
+        };
+        let found = tokio::select! {
+            biased;
+            found = current => found,
+            () = &mut late => Err(no_credentials()),
+        };
+        let (credentials, config) = match found {
+            Ok(found) => found,
             Err(error) => return Err((error, Some(io))),
         };
         // No SNI is sent; rustls still wants a name.
@@ -69,12 +81,12 @@ impl Connector {
         let done = tokio::select! {
             biased;
             done = handshake => done,
-            () = late => return Err((timed_out(), None)),
+            () = &mut late => return Err((timed_out(), None)),
         };
         match done {
             Ok(stream) => {
                 let (io, connection) = stream.into_inner();
-                TlsStream::new(io, connection.into()).map_err(|error| (error, None))
+                TlsStream::new(io, connection.into(), &credentials).map_err(|error| (error, None))
             }
             Err((e, mut io)) => {
                 if classify(&e).is_some() {
@@ -90,21 +102,20 @@ impl Connector {
     pub(crate) fn time(&self) -> Duration {
         self.config.tls_timeout
     }
+}
 
-    fn client_config(&self, accept: &AcceptedIdentities) -> Result<ClientConfig, Error> {
-        let credentials = current(&*self.source)?;
-        let provider = provider();
-        let verifier =
-            ServerVerifier { provider: provider.clone(), roots: credentials.roots.clone(), accepted: accept.clone() };
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(unusable)?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key.clone())));
-        config.alpn_protocols = vec![ALPN_H2.to_vec()];
-        config.enable_sni = false;
-        config.resumption = Resumption::disabled();
-        Ok(config)
-    }
+fn client_config(credentials: &Credentials, accept: &AcceptedIdentities) -> Result<ClientConfig, Error> {
+    let provider = credentials.provider().clone();
+    let verifier =
+        ServerVerifier { provider: provider.clone(), roots: credentials.roots().clone(), accepted: accept.clone() };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(unusable)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key())));
+    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    config.enable_sni = false;
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }

@@ -1,73 +1,109 @@
-//! The own certificate, key and trust anchors.
+//! A workload's certificate, key and trusted roots.
 
 use std::fmt;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
+use rustls::{InconsistentKeys, RootCertStore};
 
-use super::provider::provider;
-use super::verify::spiffe_id;
+use super::{Certificate, provider};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 
-/// Gives the credentials to use now. Asked at each handshake, so that a renewed certificate is used from the next one on.
-///
-/// [`Credentials`] are a source that never changes.
-pub trait CredentialSource: fmt::Debug + Send + Sync {
-    /// The credentials to use now. Must not block.
-    ///
-    /// # Errors
-    ///
-    /// When there are none (yet, or any more). The handshake then fails with this as its cause.
-    fn credentials(&self) -> io::Result<Credentials>;
-}
-
-impl CredentialSource for Credentials {
-    fn credentials(&self) -> io::Result<Credentials> {
-        Ok(self.clone())
-    }
-}
-
 /// A workload's certificate chain with its private key, and the roots that it trusts: checked, and ready for handshakes.
 /// Cheap to clone.
+///
+/// Equal when the certificate chain and the roots are: loading the same files twice gives equal credentials.
+///
+/// # What issuers must keep to
+///
+/// Chains are verified by [rustls-webpki](https://docs.rs/rustls-webpki): certificates of version 3, a chain of at most six
+/// intermediates, sent in order. It knows name constraints of the kinds DNS, IP and directory name only: an issuer with a
+/// *URI* name constraint (X509-SVID, section 4.2) is refused with `UnsupportedNameConstraint`, whether it permits the trust
+/// domain or not. Leave it out, or constrain the set of trust domains with [`TrustDomains`](crate::TrustDomains) and
+/// [`AcceptedIdentities`](crate::AcceptedIdentities), which are checked on each handshake.
 #[derive(Clone)]
-pub struct Credentials {
-    pub(super) key: Arc<CertifiedKey>,
-    pub(super) roots: Arc<RootCertStore>,
-    pub(super) client_verifier: Arc<dyn ClientCertVerifier>,
-    identity: SpiffeId,
+pub struct Credentials(Arc<Inner>);
+
+struct Inner {
+    key: Arc<CertifiedKey>,
+    roots: Arc<RootCertStore>,
+    client_verifier: Arc<dyn ClientCertVerifier>,
+    provider: Arc<CryptoProvider>,
+    certificate: Certificate,
 }
 
 impl Credentials {
-    /// Whether the other is a clone of this one.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.key, &other.key)
-    }
-
     /// Checks and takes DER: the chain with the workload's own certificate first, its private key (PKCS#8, SEC1 or PKCS#1)
-    /// and the trusted roots. More than one root is fine, as during a root's rotation.
+    /// and the trusted roots. More than one root is fine, as during a root's rotation. The cryptography is that of
+    /// [`provider::installed`].
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidCredentials`], naming the part at fault: an empty chain or set of roots, a key that does not
-    /// belong to the certificate, a certificate without exactly one SPIFFE ID, out of its dates, or from none of the roots.
+    /// belong to the certificate, a certificate without exactly one SPIFFE ID, out of its dates, or from none of the roots;
+    /// or no provider.
     pub fn from_der(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
         roots: Vec<CertificateDer<'static>>,
     ) -> Result<Self> {
-        let provider = provider();
+        Self::from_der_at(chain, key, roots, UnixTime::now())
+    }
+
+    /// [`Credentials::from_der`] as if it were called at `now`.
+    pub(crate) fn from_der_at(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        roots: Vec<CertificateDer<'static>>,
+        now: UnixTime,
+    ) -> Result<Self> {
+        let provider = provider::installed().ok_or_else(|| {
+            invalid("no TLS provider").with_source("the crate is built without one, and none was given")
+        })?;
+        if chain.is_empty() {
+            return Err(invalid("the certificate chain is empty"));
+        }
+        // Which certificate it is for says more than the key's own error.
+        leaf(&chain)?;
+        let key = provider
+            .key_provider
+            .load_private_key(key)
+            .map_err(|e| invalid("the private key can't be used").with_source(e))?;
+        Self::new_at(CertifiedKey::new(chain, key), roots, provider, now)
+    }
+
+    /// Checks and takes a key that may be anywhere, such as in an HSM: any [`rustls::sign::SigningKey`], with the chain that
+    /// it belongs to, and the trusted roots. All cryptography of the handshakes is the `provider`'s; it needs a cipher suite
+    /// of TLS 1.3.
+    ///
+    /// A signing key that does not tell its public key is taken to belong to the certificate.
+    ///
+    /// # Errors
+    ///
+    /// As [`Credentials::from_der`].
+    pub fn new(key: CertifiedKey, roots: Vec<CertificateDer<'static>>, provider: Arc<CryptoProvider>) -> Result<Self> {
+        Self::new_at(key, roots, provider, UnixTime::now())
+    }
+
+    fn new_at(
+        key: CertifiedKey,
+        roots: Vec<CertificateDer<'static>>,
+        provider: Arc<CryptoProvider>,
+        now: UnixTime,
+    ) -> Result<Self> {
         // aws-lc gathers entropy when it is asked for the first time, for up to a tenth of a second: better now than in the
         // first handshake.
         provider.secure_random.fill(&mut [0]).map_err(|_| invalid("the system has no randomness"))?;
-        let leaf = chain.first().ok_or_else(|| invalid("the certificate chain is empty"))?.clone();
+        if !provider.cipher_suites.iter().any(|suite| suite.tls13().is_some()) {
+            return Err(invalid("the TLS provider").with_source("it has no cipher suite of TLS 1.3"));
+        }
         if roots.is_empty() {
             return Err(invalid("there is no trusted root"));
         }
@@ -76,22 +112,23 @@ impl Credentials {
             store.add(root).map_err(|e| with_cause(invalid("a trusted root is no valid certificate"), e))?;
         }
         let store = Arc::new(store);
-        let identity = spiffe_id(&leaf).map_err(|e| invalid("the own certificate").with_source(e))?;
-        let signing = provider
-            .key_provider
-            .load_private_key(key)
-            .map_err(|e| invalid("the private key can't be used").with_source(e))?;
-        let key = CertifiedKey::new(chain, signing);
-        key.keys_match()
-            .map_err(|_| invalid(format!("the private key does not belong to the certificate of {identity}")))?;
-        check_chain(&key.cert, &store).map_err(|e| with_cause(invalid(format!("the certificate of {identity}")), e))?;
-        let client_verifier = WebPkiClientVerifier::builder_with_provider(store.clone(), provider)
+        let certificate = leaf(&key.cert)?;
+        let identity = certificate.identity();
+        match key.keys_match() {
+            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+            Err(_) => {
+                return Err(invalid(format!("the private key does not belong to the certificate of {identity}")));
+            }
+        }
+        check_chain(&key.cert, &store, &provider, now)
+            .map_err(|e| with_cause(invalid(format!("the certificate of {identity}")), e))?;
+        let client_verifier = WebPkiClientVerifier::builder_with_provider(store.clone(), provider.clone())
             .build()
             .map_err(|e| invalid("the trusted roots").with_source(e))?;
-        Ok(Self { key: Arc::new(key), roots: store, client_verifier, identity })
+        Ok(Self(Arc::new(Inner { key: Arc::new(key), roots: store, client_verifier, provider, certificate })))
     }
 
-    /// Like [`Credentials::from_der`], from PEM. What is no certificate (or key) block is passed over.
+    /// Like [`Credentials::from_der`], from PEM. Blocks of other kinds are passed over.
     ///
     /// # Errors
     ///
@@ -135,17 +172,56 @@ impl Credentials {
         })
     }
 
-    /// The identity in the own certificate.
+    /// The workload's identity: that of its certificate.
     pub fn identity(&self) -> &SpiffeId {
-        &self.identity
+        self.0.certificate.identity()
+    }
+
+    /// The workload's certificate: identity, serial number, dates.
+    pub fn certificate(&self) -> &Certificate {
+        &self.0.certificate
+    }
+
+    /// The certificate chain, the workload's own certificate first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.0.key.cert
+    }
+
+    pub(super) fn key(&self) -> Arc<CertifiedKey> {
+        self.0.key.clone()
+    }
+
+    pub(super) fn roots(&self) -> &Arc<RootCertStore> {
+        &self.0.roots
+    }
+
+    pub(super) fn client_verifier(&self) -> &Arc<dyn ClientCertVerifier> {
+        &self.0.client_verifier
+    }
+
+    pub(super) fn provider(&self) -> &Arc<CryptoProvider> {
+        &self.0.provider
+    }
+
+    /// Whether the other is a clone of this one, with the very same signing key.
+    pub(super) fn is_clone_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
+
+impl PartialEq for Credentials {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_clone_of(other) || (self.chain() == other.chain() && self.roots().roots == other.roots().roots)
+    }
+}
+
+impl Eq for Credentials {}
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
-            .field("identity", &self.identity)
-            .field("roots", &self.roots.len())
+            .field("certificate", self.certificate())
+            .field("roots", &self.roots().len())
             .finish_non_exhaustive()
     }
 }
@@ -178,15 +254,25 @@ fn with_cause(error: Error, cause: rustls::Error) -> Error {
     }
 }
 
-/// Checks the own chain as a peer with the same roots would. A certificate for only one of the two roles is let pass.
-fn check_chain(chain: &[CertificateDer<'_>], roots: &RootCertStore) -> Result<(), rustls::Error> {
+fn leaf(chain: &[CertificateDer<'static>]) -> Result<Certificate> {
+    let leaf = chain.first().ok_or_else(|| invalid("the certificate chain is empty"))?;
+    Certificate::read(leaf).map_err(|e| invalid("the own certificate").with_source(e))
+}
+
+/// Checks the chain as a peer with the same roots would. A certificate for only one of the two roles is let pass.
+fn check_chain(
+    chain: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    provider: &CryptoProvider,
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
     use rustls::client::verify_server_cert_signed_by_trust_anchor;
     let [leaf, intermediates @ ..] = chain else {
         return Ok(());
     };
     let leaf = rustls::server::ParsedCertificate::try_from(leaf)?;
-    let algorithms = provider().signature_verification_algorithms.all;
-    match verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, UnixTime::now(), algorithms) {
+    let algorithms = provider.signature_verification_algorithms.all;
+    match verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, algorithms) {
         Err(rustls::Error::InvalidCertificate(
             rustls::CertificateError::InvalidPurpose | rustls::CertificateError::InvalidPurposeContext { .. },
         )) => Ok(()),

@@ -1,19 +1,29 @@
 //! Mutual TLS of one hop: TLS 1.3 only, ALPN `h2` required on both sides, no SNI, identities checked before a byte of HTTP/2.
 //!
 //! [`Connector`] checks the server's SPIFFE ID against the set that the hop accepts, [`Acceptor`] the client's trust domain.
-//! Both take their certificate from a [`CredentialSource`] at each handshake, so that a renewed one is used from the next on.
+//! Both take their certificate from a [`CredentialSource`] at each handshake, so that a renewed one is used from the next
+//! on, and the cryptography from the [`Credentials`] that it gives: see [`provider`].
 
 mod acceptor;
+mod certificate;
 mod connector;
 mod credentials;
-mod provider;
+pub mod provider;
+mod reloading;
 mod session;
+mod source;
 mod stream;
+mod validity;
 mod verify;
 
 pub use acceptor::Acceptor;
+pub use certificate::Certificate;
 pub use connector::Connector;
-pub use credentials::{CredentialSource, Credentials};
+pub use credentials::Credentials;
+pub use reloading::ReloadingCredentials;
+/// The version of rustls whose types are in this crate's API.
+pub use rustls;
+pub use source::{CredentialSource, Ready};
 pub use stream::TlsStream;
 pub(crate) use stream::classify;
 

@@ -29,6 +29,10 @@ impl<IO> Session<IO> {
     pub(super) fn get_ref(&self) -> &IO {
         &self.io
     }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {

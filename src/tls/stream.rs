@@ -4,13 +4,15 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
-use rustls::{AlertDescription, CertificateError, Connection, OtherError};
+use rustls::pki_types::CertificateDer;
+use rustls::{AlertDescription, CertificateError, CipherSuite, Connection, OtherError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::ALPN_H2;
 use super::session::Session;
-use super::verify::{IdentityError, spiffe_id};
+use super::verify::IdentityError;
+use super::{ALPN_H2, Certificate, Credentials};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::io::Stream;
@@ -22,7 +24,8 @@ use crate::io::Stream;
 /// unexpected end.
 pub struct TlsStream<IO> {
     session: Session<IO>,
-    peer: SpiffeId,
+    peer: Certificate,
+    local: Certificate,
 }
 
 /// Dropped without having been shut down, a session ends without `close_notify`, which its peer takes for a failure.
@@ -30,24 +33,55 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send> Stream for TlsStream<IO> {}
 
 impl<IO> TlsStream<IO> {
     /// Checks what TLS itself leaves open: that ALPN was used, and who the peer is.
-    pub(super) fn new(io: IO, connection: Connection) -> Result<Self> {
+    pub(super) fn new(io: IO, connection: Connection, credentials: &Credentials) -> Result<Self> {
         if connection.alpn_protocol() != Some(ALPN_H2) {
             return Err(failed(ErrorKind::Protocol, Side::Remote).with_source("the peer did not agree to ALPN h2"));
         }
         let certificate = connection.peer_certificates().and_then(|chain| chain.first());
-        let peer = match certificate.map(spiffe_id) {
+        let peer = match certificate.map(Certificate::read) {
             Some(Ok(peer)) => peer,
             Some(Err(e)) => return Err(failed(ErrorKind::CertificateInvalid, Side::Remote).with_source(e)),
             None => {
                 return Err(failed(ErrorKind::CertificateInvalid, Side::Remote).with_source("the peer sent none"));
             }
         };
-        Ok(Self { session: Session::new(io, connection), peer })
+        let local = credentials.certificate().clone();
+        Ok(Self { session: Session::new(io, connection), peer, local })
     }
 
     /// Who the peer has proved to be.
     pub fn peer_identity(&self) -> &SpiffeId {
+        self.peer.identity()
+    }
+
+    /// The certificate by which the peer has proved that.
+    pub fn peer_certificate(&self) -> &Certificate {
         &self.peer
+    }
+
+    /// The whole chain that the peer has sent, its own certificate first.
+    pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        self.session.connection().peer_certificates().unwrap_or_default()
+    }
+
+    /// The certificate that was shown to the peer.
+    pub fn local_certificate(&self) -> &Certificate {
+        &self.local
+    }
+
+    /// When the first of the two certificates expires: from then on neither side would let the other in again.
+    pub fn not_after(&self) -> SystemTime {
+        self.peer.not_after().min(self.local.not_after())
+    }
+
+    /// The cipher suite of the session.
+    pub fn cipher_suite(&self) -> Option<CipherSuite> {
+        self.session.connection().negotiated_cipher_suite().map(|suite| suite.suite())
+    }
+
+    /// The application protocol that both have agreed to: `h2`.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.session.connection().alpn_protocol()
     }
 
     /// The byte stream below. Reading from or writing to it breaks the session.
@@ -58,7 +92,7 @@ impl<IO> TlsStream<IO> {
 
 impl<IO> fmt::Debug for TlsStream<IO> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsStream").field("peer", &self.peer).finish_non_exhaustive()
+        f.debug_struct("TlsStream").field("peer", &self.peer).field("local", &self.local).finish_non_exhaustive()
     }
 }
 
@@ -94,7 +128,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
     }
 }
 
-fn failed(kind: ErrorKind, side: Side) -> Error {
+pub(super) fn failed(kind: ErrorKind, side: Side) -> Error {
     Error::new(kind, Layer::Tls, side, "handshake")
 }
 
@@ -156,14 +190,15 @@ pub(super) fn handshake_error(error: io::Error) -> Error {
     }
 }
 
-/// Fetches credentials for a handshake.
-pub(super) fn current(source: &dyn super::CredentialSource) -> Result<super::Credentials> {
-    source.credentials().map_err(|e| failed(ErrorKind::InvalidCredentials, Side::Local).with_source(e))
-}
-
 /// A rustls configuration that can't be built from credentials that were checked: a provider without TLS 1.3.
 pub(super) fn unusable(error: rustls::Error) -> Error {
     failed(ErrorKind::InvalidCredentials, Side::Local).with_source(error)
+}
+
+/// A handshake whose time was over before there were credentials for it.
+pub(super) fn no_credentials() -> Error {
+    Error::new(ErrorKind::Timeout, Layer::Tls, Side::Local, "waiting for our own certificate")
+        .with_advice("check that whoever issues certificates can be reached")
 }
 
 /// A handshake that took too long.

@@ -52,14 +52,17 @@ impl From<IdentityError> for rustls::Error {
 }
 
 /// The one SPIFFE ID in a certificate (X509-SVID, section 2: exactly one URI SAN with it).
-pub(super) fn spiffe_id(certificate: &CertificateDer<'_>) -> Result<SpiffeId, IdentityError> {
-    let parsed = webpki::EndEntityCert::try_from(certificate).map_err(|_| IdentityError::Unreadable)?;
-    let mut uris = parsed.valid_uri_names().filter(|uri| uri.starts_with("spiffe:"));
+pub(super) fn spiffe_id(certificate: &webpki::EndEntityCert<'_>) -> Result<SpiffeId, IdentityError> {
+    let mut uris = certificate.valid_uri_names().filter(|uri| uri.starts_with("spiffe:"));
     match (uris.next(), uris.next()) {
         (Some(uri), None) => uri.parse().map_err(|e| IdentityError::Malformed(uri.to_owned(), e)),
         (Some(_), Some(_)) => Err(IdentityError::SeveralSpiffeIds),
         (None, _) => Err(IdentityError::NoSpiffeId),
     }
+}
+
+fn identity(certificate: &CertificateDer<'_>) -> Result<SpiffeId, IdentityError> {
+    spiffe_id(&webpki::EndEntityCert::try_from(certificate).map_err(|_| IdentityError::Unreadable)?)
 }
 
 /// The client's check: chain, dates and usage, then the identity against the hop's set. Host names play no part.
@@ -82,7 +85,7 @@ impl ServerCertVerifier for ServerVerifier {
         let algorithms = self.provider.signature_verification_algorithms.all;
         let parsed = ParsedCertificate::try_from(end_entity)?;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
-        let found = spiffe_id(end_entity)?;
+        let found = identity(end_entity)?;
         if !self.accepted.contains(&found) {
             return Err(IdentityError::NotAccepted { found, accepted: self.accepted.clone() }.into());
         }
@@ -131,7 +134,7 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        let found = spiffe_id(end_entity)?;
+        let found = identity(end_entity)?;
         if !self.trusted.contains(&found) {
             return Err(IdentityError::ForeignTrustDomain { found, trusted: self.trusted.clone() }.into());
         }
