@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::io::Scheduler;
+
 /// Limits and timeouts of the connections of one client or server.
 ///
 /// The defaults suit both ends of a mesh; each setter says what raising its value costs. Values outside of what HTTP/2
@@ -37,6 +39,7 @@ pub struct Config {
     pub(crate) http2_timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) linger_timeout: Duration,
+    pub(crate) scheduler: Scheduler,
 }
 
 /// HTTP/2's largest window and, at once, setting (RFC 9113, section 6.9.1).
@@ -65,6 +68,7 @@ impl Config {
             http2_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(20),
             linger_timeout: Duration::from_secs(2),
+            scheduler: Scheduler::default(),
         }
     }
 
@@ -182,6 +186,18 @@ impl Config {
     pub fn with_linger_timeout(mut self, timeout: Duration) -> Self {
         self.linger_timeout = timeout.min(LONGEST);
         self
+    }
+
+    /// Keeps small messages fast beside bulk on the scheduler's threads: in all connections of this config, and in the relays
+    /// of the roles between their tunnels and other streams. Default: off.
+    pub fn with_scheduler(mut self, scheduler: Scheduler) -> Self {
+        self.scheduler = scheduler;
+        self
+    }
+
+    /// What [`with_scheduler`](Self::with_scheduler) says.
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
     }
 
     /// The window of each tunnel, such that all of them together fit into what HTTP/2 allows for the connection.

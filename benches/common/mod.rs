@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use hbone::io::{BytesRead, BytesWrite, Plain, ReadAhead};
+use hbone::io::{BytesAdapter, BytesRead, BytesWrite, ReadAhead};
 use hbone::metadata::Metadata;
 use hbone::testing::Ca;
 use hbone::tls::{Acceptor, Connector};
@@ -113,7 +113,7 @@ impl Peers {
                 if let Depth::Hbone(depth) = depth {
                     return peers.serve(ReadAhead::new(tcp), depth, sender).await;
                 }
-                let far = Plain::new(peers.raw.1.accept(tcp).await.expect("TLS"));
+                let far = BytesAdapter::new(peers.raw.1.accept(tcp).await.expect("TLS"));
                 let _ = sender.send(Box::new(far));
             });
         }
@@ -154,7 +154,7 @@ impl Link {
             None => {
                 let tcp = dial(self.address).await;
                 let session = self.peers.raw.0.connect(raw_tls::name(), tcp).await.expect("TLS");
-                Box::new(Plain::new(session))
+                Box::new(BytesAdapter::new(session))
             }
         };
         (near, self.far.recv().await.expect("the far end"))

@@ -4,13 +4,14 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::conn::{Outbox, Shared, Transport, Upkeep, driver_result};
+use crate::conn::{Maintenance, Shared, Transport, WriteBatch, driver_result};
 use crate::error::Result;
+use crate::io::Turns;
 use crate::tunnel::Slots;
 
 /// Moves the frames of one client connection. Spawn it; it ends by itself.
@@ -20,10 +21,11 @@ use crate::tunnel::Slots;
 #[must_use = "nothing moves unless the driver is polled"]
 pub struct Driver<IO> {
     connection: h2::client::Connection<Transport<IO>, Bytes>,
-    outbox: Outbox<IO>,
-    upkeep: Upkeep,
+    batch: WriteBatch<IO>,
+    maintenance: Maintenance,
     slots: Arc<Slots>,
     shared: Arc<Shared>,
+    turns: Turns,
 }
 
 impl<IO> Driver<IO>
@@ -32,12 +34,41 @@ where
 {
     pub(super) fn new(
         connection: h2::client::Connection<Transport<IO>, Bytes>,
-        outbox: Outbox<IO>,
-        upkeep: Upkeep,
+        batch: WriteBatch<IO>,
+        maintenance: Maintenance,
         slots: Arc<Slots>,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { connection, outbox, upkeep, slots, shared }
+        let turns = shared.turns();
+        Self { connection, batch, maintenance, slots, shared, turns }
+    }
+
+    /// Moves all frames that can be moved now.
+    fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        if let Poll::Ready(error) = self.maintenance.poll(cx, &self.shared) {
+            self.slots.close();
+            return Poll::Ready(Err(error));
+        }
+        self.maintenance.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
+        self.batch.begin();
+        let result = Pin::new(&mut self.connection).poll(cx);
+        // The peer may change its limit at any time, and tells it first right after the handshake.
+        self.slots.set_peer_limit(self.connection.max_concurrent_send_streams());
+        if self.shared.is_going_away() && !self.slots.is_closed() {
+            self.slots.close();
+        }
+        match result {
+            Poll::Pending => {
+                self.maintenance.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
+                self.batch.send(cx);
+                Poll::Pending
+            }
+            Poll::Ready(result) => {
+                let result = driver_result(&self.shared, result);
+                self.slots.close();
+                Poll::Ready(result)
+            }
+        }
     }
 }
 
@@ -49,30 +80,11 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if let Poll::Ready(error) = this.upkeep.poll(cx, &this.shared) {
-            this.slots.close();
-            return Poll::Ready(Err(error));
-        }
-        this.upkeep.resize(cx, &this.shared, |window| this.connection.set_initial_window_size(window));
-        this.outbox.hold();
-        let result = Pin::new(&mut this.connection).poll(cx);
-        // The peer may change its limit at any time, and tells it first right after the handshake.
-        this.slots.set_peer_limit(this.connection.max_concurrent_send_streams());
-        if this.shared.is_going_away() && !this.slots.is_closed() {
-            this.slots.close();
-        }
-        match result {
-            Poll::Pending => {
-                this.upkeep.resize(cx, &this.shared, |window| this.connection.set_initial_window_size(window));
-                this.outbox.send(cx);
-                Poll::Pending
-            }
-            Poll::Ready(result) => {
-                let result = driver_result(&this.shared, result);
-                this.slots.close();
-                Poll::Ready(result)
-            }
-        }
+        ready!(this.turns.poll_begin(cx));
+        let before = this.shared.moved();
+        let result = this.poll_frames(cx);
+        this.turns.end(this.shared.moved() - before);
+        result
     }
 }
 

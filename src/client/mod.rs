@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::authority::Authority;
 use crate::config::Config;
-use crate::conn::{EarlyBytes, Shared, Traffic, Transport, Upkeep, client_builder};
+use crate::conn::{EarlyBytes, Maintenance, Shared, Traffic, Transport, client_builder};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::metadata::{FORWARDED, Metadata, TRACEPARENT};
@@ -111,14 +111,14 @@ impl Builder {
     {
         const DOING: &str = "sending the HTTP/2 preface";
         let Self { config, peer, hop } = self;
-        let shared = Shared::new(peer, Some(hop));
+        let shared = Shared::new(&config, peer, Some(hop));
         let transport = Transport::new(io, shared.clone(), config.linger_timeout, Side::Local);
-        let outbox = transport.outbox();
+        let batch = transport.write_batch();
         let starting = client_builder(&config).handshake(transport);
         let (requests, mut connection) = starting.await.map_err(|e| shared.explain(e, Layer::Http2, DOING))?;
         let slots = Slots::new(config.max_tunnels as usize, requests.current_max_send_streams());
-        let upkeep = Upkeep::new(&config, connection.ping_pong());
-        let driver = Driver::new(connection, outbox, upkeep, slots.clone(), shared.clone());
+        let maintenance = Maintenance::new(&config, connection.ping_pong());
+        let driver = Driver::new(connection, batch, maintenance, slots.clone(), shared.clone());
         Ok((Client { requests, slots, shared, config, hop }, driver))
     }
 }

@@ -1,4 +1,4 @@
-//! What the tunnels of a connection have read, and what waits for their readers.
+//! What the tunnels of a connection have read, and what is still unread.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -68,10 +68,10 @@ impl Flow {
         self.windows().values().map(|window| window.used_capacity() as u64).sum()
     }
 
-    /// Has the peers told of what was read of each tunnel. HTTP/2 collects that until it is a part of the window worth telling
+    /// Returns to the peer what was read of each tunnel. HTTP/2 collects that until it is a part of the window worth a frame,
     /// and looks only when something is read: once the window is smaller, what it has collected may be more than all of it,
     /// and nothing would ever come to be read.
-    pub(super) fn tell(&self) {
+    pub(super) fn announce(&self) {
         for window in self.windows().values_mut() {
             // Fails only when the stream has ended.
             let _ = window.release_capacity(0);

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
+use crate::io::{Scheduler, Turns};
 
 pub(crate) use early::{EarlyBytes, Manner};
 pub(crate) use flow::{Flow, Meter};
@@ -25,7 +26,7 @@ use keepalive::{Keepalive, Pinger};
 pub(crate) use linger::LingeringTunnel;
 use linger::{LingerQueue, Lingering};
 pub(crate) use settings::{client_builder, server_builder};
-pub(crate) use transport::{Outbox, Transport};
+pub(crate) use transport::{Transport, WriteBatch};
 use window::Window;
 
 const DRIVING: &str = "driving the connection";
@@ -35,10 +36,11 @@ const DRIVING: &str = "driving the connection";
 pub(crate) struct Shared {
     peer: Option<SpiffeId>,
     hop: Option<usize>,
+    scheduler: Scheduler,
     /// Counts reads that brought something: any byte is a sign of life.
-    activity: AtomicU64,
-    /// Counts bytes in both directions.
-    moved: AtomicU64,
+    reads: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
     /// Why the connection ended. Set before HTTP/2 tells the tunnels, which would else only know that it did.
     failure: OnceLock<Error>,
     /// The peer takes no more tunnels.
@@ -49,12 +51,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(peer: Option<SpiffeId>, hop: Option<usize>) -> Arc<Self> {
+    pub(crate) fn new(config: &Config, peer: Option<SpiffeId>, hop: Option<usize>) -> Arc<Self> {
         Arc::new(Self {
             peer,
             hop,
-            activity: AtomicU64::new(0),
-            moved: AtomicU64::new(0),
+            scheduler: config.scheduler.clone(),
+            reads: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             failure: OnceLock::new(),
             going_away: AtomicBool::new(false),
             early: EarlyBytes::default(),
@@ -65,6 +69,11 @@ impl Shared {
 
     pub(crate) fn peer(&self) -> Option<&SpiffeId> {
         self.peer.as_ref()
+    }
+
+    /// For a task that moves bytes of this connection.
+    pub(crate) fn turns(&self) -> Turns {
+        Turns::new(&self.scheduler)
     }
 
     pub(crate) fn flow(&self) -> &Flow {
@@ -80,7 +89,7 @@ impl Shared {
         self.linger.push(tunnel);
     }
 
-    /// The driver is gone: nobody waits for anything any more.
+    /// The driver is gone: nothing is waited for any longer.
     pub(crate) fn close(&self) {
         self.linger.close();
     }
@@ -158,21 +167,22 @@ impl Shared {
         self.describe(explained)
     }
 
-    fn count_read(&self, bytes: usize) {
-        self.activity.fetch_add(1, Ordering::Relaxed);
-        self.count_moved(bytes);
+    fn count_received(&self, bytes: usize) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    fn count_moved(&self, bytes: usize) {
-        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+    fn count_sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Bytes in both directions.
     pub(crate) fn moved(&self) -> u64 {
-        self.moved.load(Ordering::Relaxed)
+        self.received.load(Ordering::Relaxed) + self.sent.load(Ordering::Relaxed)
     }
 
     pub(crate) fn reads(&self) -> u64 {
-        self.activity.load(Ordering::Relaxed)
+        self.reads.load(Ordering::Relaxed)
     }
 }
 
@@ -205,9 +215,9 @@ fn go_away(code: u32, side: Side, doing: &'static str) -> Error {
     Error::new(ErrorKind::GoAway(code), Layer::Http2, side, doing)
 }
 
-/// The duties beside HTTP/2 itself: the peer's signs of life, tunnels that wait for their end, and the size of the windows.
+/// What a connection needs beside HTTP/2 itself: the peer's signs of life, tunnels that wait for their end, and the size of the windows.
 #[derive(Debug)]
-pub(crate) struct Upkeep {
+pub(crate) struct Maintenance {
     keepalive: Keepalive,
     lingering: Lingering,
     window: Window,
@@ -222,7 +232,7 @@ pub(crate) struct Upkeep {
 /// After how many reads from the peer it is counted again what is unread, while the windows are large.
 const READS_BETWEEN_COUNTS: u64 = 16;
 
-impl Upkeep {
+impl Maintenance {
     pub(crate) fn new(config: &Config, ping: Option<h2::PingPong>) -> Self {
         let window = Window::new(config.stream_window(), config.max_stream_window());
         Self {
@@ -260,8 +270,8 @@ impl Upkeep {
         }
     }
 
-    /// Has the peer told of another size of the tunnels' windows, where there is one. To be called before and after HTTP/2 is
-    /// polled. `set` fails until the peer has answered the last one.
+    /// Announces another size of the tunnels' windows to the peer, where there is one. To be called before and after HTTP/2 is
+    /// polled. `set` fails until the peer has acknowledged the last one.
     pub(crate) fn resize(
         &mut self,
         cx: &mut Context<'_>,
@@ -271,7 +281,7 @@ impl Upkeep {
         let size = self.window.size();
         if (self.wanted != size || self.shrinking) && set(self.wanted).is_ok() {
             if self.shrinking {
-                shared.flow.tell();
+                shared.flow.announce();
             }
             self.shrinking = self.wanted < size;
             self.window.set(self.wanted);

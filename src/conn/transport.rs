@@ -13,14 +13,11 @@ use tokio::time::{Sleep, sleep};
 use super::Shared;
 use super::goaway::GoAwayScanner;
 use crate::error::{Error, ErrorKind, Layer, Side};
+use crate::io::Budget;
 use crate::tls::classify;
 
 /// What is read and thrown away at most while waiting for the peer's end.
 const MAX_DISCARD: usize = 1 << 20;
-
-/// What is read in one go before the tunnels' readers get their turn. Without it a busy connection reads a whole window
-/// ahead of them: memory that is cold, and given back to the system and fetched again, by the time it is used.
-const READ_BURST: usize = 128 << 10;
 
 /// Frames are put together up to this size, which is that of a TLS record. Larger ones are not copied.
 const COALESCED: usize = 16 << 10;
@@ -30,33 +27,34 @@ const MOST_SLICES: usize = 8;
 
 /// What HTTP/2 reads from and writes to.
 ///
-/// HTTP/2 flushes after each frame. While an [`Outbox`] is held, that does nothing: the frames of many tunnels then leave
+/// HTTP/2 flushes after each frame. While a [`WriteBatch`] is open, that does nothing: the frames of many tunnels then leave
 /// together when the driver is done, in as few TLS records and system calls as they fit in.
 #[derive(Debug)]
-pub(crate) struct Transport<IO>(Arc<Mutex<Wire<IO>>>);
+pub(crate) struct Transport<IO>(Arc<Mutex<FramedIo<IO>>>);
 
-/// The driver's hold on what HTTP/2 has written.
+/// Gathers what HTTP/2 writes while the driver polls it.
 #[derive(Debug)]
-pub(crate) struct Outbox<IO>(Arc<Mutex<Wire<IO>>>);
+pub(crate) struct WriteBatch<IO>(Arc<Mutex<FramedIo<IO>>>);
 
-/// Watches over a byte stream for its connection: counts signs of life, notes why it failed, and closes it in order.
+/// The byte stream of a connection, as its frames see it: counts signs of life, notes why it failed, and closes it in order.
 ///
-/// Closing waits for the peer's end, up to the linger timeout. Closing a socket with unread bytes makes the kernel answer
+/// Closing waits for the peer's end, up to the linger timeout: closing a socket with unread bytes makes the kernel answer
 /// with a reset, which can destroy what was sent last on its way.
 #[derive(Debug)]
-struct Wire<IO> {
+struct FramedIo<IO> {
     io: IO,
     shared: Arc<Shared>,
     linger_timeout: Duration,
-    burst_left: usize,
+    budget: Budget,
     incoming: GoAwayScanner,
     outgoing: GoAwayScanner,
-    /// Small frames that wait for others to leave with.
+    /// Small frames that wait for others.
     small: BytesMut,
     /// Something was written since the last flush.
     unflushed: bool,
-    held: bool,
-    /// Why what was held could not be sent, until HTTP/2 has been told.
+    /// A [`WriteBatch`] has begun, and is still to be sent.
+    batching: bool,
+    /// Why a batch could not be sent, until HTTP/2 has seen it.
     broken: Option<io::Error>,
     closing: Closing,
 }
@@ -71,56 +69,56 @@ enum Closing {
 impl<IO> Transport<IO> {
     /// `client` says which side is the client, whose bytes begin with a preface.
     pub(crate) fn new(io: IO, shared: Arc<Shared>, linger_timeout: Duration, client: Side) -> Self {
-        Self(Arc::new(Mutex::new(Wire {
+        Self(Arc::new(Mutex::new(FramedIo {
             io,
             shared,
             linger_timeout,
-            burst_left: READ_BURST,
+            budget: Budget::CONNECTION,
             incoming: GoAwayScanner::new(client == Side::Remote),
             outgoing: GoAwayScanner::new(client == Side::Local),
             small: BytesMut::new(),
             unflushed: false,
-            held: false,
+            batching: false,
             broken: None,
             closing: Closing::Open,
         })))
     }
 
-    pub(crate) fn outbox(&self) -> Outbox<IO> {
-        Outbox(self.0.clone())
+    pub(crate) fn write_batch(&self) -> WriteBatch<IO> {
+        WriteBatch(self.0.clone())
     }
 }
 
 /// One task has both, so that nobody ever waits for the lock.
-fn lock<IO>(wire: &Mutex<Wire<IO>>) -> MutexGuard<'_, Wire<IO>> {
-    wire.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<IO>(io: &Mutex<FramedIo<IO>>) -> MutexGuard<'_, FramedIo<IO>> {
+    io.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> Outbox<IO> {
-    /// Lets frames wait for each other until [`Outbox::send`]. To be called before HTTP/2 is polled.
-    pub(crate) fn hold(&self) {
-        lock(&self.0).held = true;
+impl<IO: AsyncRead + AsyncWrite + Unpin> WriteBatch<IO> {
+    /// Lets frames wait for each other until [`WriteBatch::send`]. To be called before HTTP/2 is polled.
+    pub(crate) fn begin(&self) {
+        lock(&self.0).batching = true;
     }
 
     /// Sends what HTTP/2 has written since, as far as it can be sent now. When there is room for the rest, the task is woken.
     pub(crate) fn send(&self, cx: &mut Context<'_>) {
-        let mut wire = lock(&self.0);
-        wire.held = false;
-        if !wire.unflushed {
+        let mut framed = lock(&self.0);
+        framed.batching = false;
+        if !framed.unflushed {
             return;
         }
-        if let Poll::Ready(Err(e)) = wire.poll_flush(cx) {
-            wire.broken = Some(e);
+        if let Poll::Ready(Err(e)) = framed.poll_flush(cx) {
+            framed.broken = Some(e);
             // HTTP/2 finds out when it is polled.
             cx.waker().wake_by_ref();
         }
     }
 }
 
-impl<IO> Wire<IO> {
+impl<IO> FramedIo<IO> {
     fn written<'a>(&mut self, pieces: impl IntoIterator<Item = &'a [u8]>, mut written: usize) {
         self.unflushed = true;
-        self.shared.count_moved(written);
+        self.shared.count_sent(written);
         for piece in pieces {
             let piece = &piece[..piece.len().min(written)];
             written -= piece.len();
@@ -144,7 +142,7 @@ impl<IO> Wire<IO> {
     }
 }
 
-impl<IO: AsyncRead + Unpin> Wire<IO> {
+impl<IO: AsyncRead + Unpin> FramedIo<IO> {
     /// Notes why writing failed. A peer that turns us away says so and closes; what is written after that fails because
     /// nobody is there, and why is still to be read. HTTP/2 reads no more after a write that failed.
     fn note_write<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -178,8 +176,8 @@ impl<IO: AsyncRead + Unpin> Wire<IO> {
         if let Some(e) = self.broken.take() {
             return Poll::Ready(Err(e));
         }
-        if self.burst_left == 0 {
-            self.burst_left = READ_BURST;
+        if self.budget.is_spent() {
+            self.budget = Budget::CONNECTION;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -187,17 +185,21 @@ impl<IO: AsyncRead + Unpin> Wire<IO> {
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
         let read = buf.filled().len() - before;
         if read > 0 {
-            self.shared.count_read(read);
+            self.shared.count_received(read);
         }
         if let Some(code) = self.incoming.scan(&buf.filled()[before..]) {
             self.shared.note_go_away(code, Side::Remote);
         }
-        self.burst_left = if result.is_pending() { READ_BURST } else { self.burst_left.saturating_sub(read) };
+        if result.is_pending() {
+            self.budget = Budget::CONNECTION;
+        } else {
+            self.budget.spend(read);
+        }
         self.note(result)
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> FramedIo<IO> {
     fn poll_write(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         if let Some(e) = self.broken.take() {
             return Poll::Ready(Err(e));
@@ -307,8 +309,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut wire = lock(&self.0);
-        if wire.held { Poll::Ready(Ok(())) } else { wire.poll_flush(cx) }
+        let mut framed = lock(&self.0);
+        if framed.batching { Poll::Ready(Ok(())) } else { framed.poll_flush(cx) }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

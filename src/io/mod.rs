@@ -1,11 +1,12 @@
 //! Moving bytes: [`BytesRead`] and [`BytesWrite`], which hand [`Bytes`] on without copying, an adapter for any other byte
 //! stream, and [`relay`] between two of them. [`Stream`], [`Dial`] and [`Accept`] are what connections
-//! are put on.
+//! are put on. A [`Scheduler`] keeps small messages fast beside bulk.
 
+mod adapter;
 mod buffer;
-mod plain;
 mod read_ahead;
 mod relay;
+mod scheduler;
 mod stream;
 
 use std::future::poll_fn;
@@ -16,16 +17,19 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use adapter::BytesAdapter;
+#[cfg(feature = "proxy")]
+pub(crate) use adapter::poll_write_some;
 #[cfg(feature = "proxy")]
 pub(crate) use buffer::ReadBuffer;
-pub use plain::Plain;
-#[cfg(feature = "proxy")]
-pub(crate) use plain::poll_write_some;
 pub use read_ahead::ReadAhead;
-pub(crate) use relay::Turns;
 #[cfg(feature = "proxy")]
 pub(crate) use relay::relay_in_turns;
 pub use relay::{RelayEnd, RelayError, RelayOperation, RelayStats, relay};
+pub use scheduler::Scheduler;
+#[cfg(feature = "proxy")]
+pub(crate) use scheduler::Threads;
+pub(crate) use scheduler::{Budget, Load, LoadMeter, Sample, Turns};
 pub(crate) use stream::dial;
 pub use stream::{Accept, Accepted, BoxStream, Dial, Stream};
 
@@ -49,7 +53,7 @@ pub trait BytesRead: AsyncRead {
 
     /// Whether it is known that everything has been read, so that the next read would be the end rather than a failure. A
     /// [`relay`] asks after each read, and passes the end on along with the last bytes. A reader that learns of the end only by
-    /// reading it says no, which is the default, and that of [`Plain`].
+    /// reading it says no, which is the default, and that of [`BytesAdapter`].
     fn is_at_end(&self) -> bool {
         false
     }

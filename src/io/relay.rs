@@ -8,11 +8,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
+use super::scheduler::{Budget, Scheduler, Turns};
 use super::{BytesRead, BytesWrite};
-
-/// How much is moved in one go before the other direction and other tasks get their turn, and in how many reads at most.
-const BURST: usize = 256 << 10;
-const BURST_READS: usize = 16;
 
 /// How many bytes a [`relay`] has moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,33 +108,27 @@ where
     A: BytesRead + BytesWrite + Unpin,
     B: BytesRead + BytesWrite + Unpin,
 {
-    relay_in_turns(a, b, AtOnce).await
+    relay_in_turns(a, b, Turns::default()).await
 }
 
-/// When a task that moves bytes may have a turn at it.
-pub(crate) trait Turns {
-    /// Whether it may begin one now; it is woken when it may.
-    fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<()>;
-
-    /// Takes note of how many bytes the turn that ends has moved.
-    fn end(&mut self, moved: u64);
-}
-
-/// One after the other.
-struct AtOnce;
-
-impl Turns for AtOnce {
-    fn poll_begin(&mut self, _: &mut Context<'_>) -> Poll<()> {
-        Poll::Ready(())
+impl Scheduler {
+    /// [`relay`], with its turns scheduled.
+    ///
+    /// # Errors
+    ///
+    /// As [`relay`].
+    pub async fn relay<A, B>(&self, a: &mut A, b: &mut B) -> Result<RelayStats, RelayError>
+    where
+        A: BytesRead + BytesWrite + Unpin,
+        B: BytesRead + BytesWrite + Unpin,
+    {
+        relay_in_turns(a, b, Turns::new(self)).await
     }
-
-    fn end(&mut self, _: u64) {}
 }
 
-/// [`relay`], in the turns that it is given.
-pub(crate) async fn relay_in_turns<A, B, T>(a: &mut A, b: &mut B, mut turns: T) -> Result<RelayStats, RelayError>
+/// [`relay`], in the turns of a task.
+pub(crate) async fn relay_in_turns<A, B>(a: &mut A, b: &mut B, mut turns: Turns) -> Result<RelayStats, RelayError>
 where
-    T: Turns,
     A: BytesRead + BytesWrite + Unpin,
     B: BytesRead + BytesWrite + Unpin,
 {
@@ -184,7 +175,7 @@ impl Direction {
         R: BytesRead + Unpin,
         W: BytesWrite + Unpin,
     {
-        let (mut burst, mut reads) = (BURST, BURST_READS);
+        let mut budget = Budget::RELAY;
         while self.state == State::Moving {
             while !self.chunk.is_empty() {
                 ready!(self.write(cx, from, to))?;
@@ -192,14 +183,13 @@ impl Direction {
             }
             // Frees the chunk's memory while there is nothing to move.
             self.chunk = Bytes::new();
-            if burst == 0 || reads == 0 {
+            if budget.is_spent() {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            reads -= 1;
             match Pin::new(&mut *from).poll_read_bytes(cx) {
                 Poll::Ready(Ok(chunk)) => {
-                    burst = burst.saturating_sub(chunk.len());
+                    budget.spend(chunk.len());
                     if chunk.is_empty() || from.is_at_end() {
                         self.state = State::Ending;
                     }
@@ -259,14 +249,14 @@ mod tests {
     use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
     use tokio_test::io::Builder;
 
-    use super::super::Plain;
+    use super::super::BytesAdapter;
     use super::*;
 
     #[tokio::test]
     async fn each_end_is_passed_on_while_the_other_direction_goes_on() {
         let (mut client, a) = duplex(16);
         let (mut server, b) = duplex(16);
-        let relayed = tokio::spawn(async move { relay(&mut Plain::new(a), &mut Plain::new(b)).await });
+        let relayed = tokio::spawn(async move { relay(&mut BytesAdapter::new(a), &mut BytesAdapter::new(b)).await });
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
         let mut got = String::new();
@@ -403,7 +393,7 @@ mod tests {
     async fn an_error_names_the_stream_and_what_was_moved() {
         let a = Builder::new().read(b"abc").wait(std::time::Duration::from_secs(60)).build();
         let b = Builder::new().write(b"abc").read_error(io::Error::new(io::ErrorKind::ConnectionReset, "gone")).build();
-        let error = relay(&mut Plain::new(a), &mut Plain::new(b)).await.unwrap_err();
+        let error = relay(&mut BytesAdapter::new(a), &mut BytesAdapter::new(b)).await.unwrap_err();
         assert_eq!((error.end(), error.operation()), (RelayEnd::B, RelayOperation::Read));
         assert_eq!(error.stats(), RelayStats { a_to_b: 3, b_to_a: 0 });
         assert_eq!(error.to_string(), "reading from the second stream after 3 + 0 bytes");

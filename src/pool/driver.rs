@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -11,15 +11,14 @@ use tokio::time::{Instant, sleep_until};
 use super::Inner;
 use super::dial::BoxDriver;
 use super::lease::Connection;
-use super::state::{ConnId, Strain};
-use super::turn::GiveWay;
+use super::state::ConnId;
 use crate::conn::Traffic;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
-use crate::io::Turns;
+use crate::io::{Load, LoadMeter, Sample};
 use crate::tunnel::Slots;
 
-/// Drives one connection, and tells the pool what changes.
-pub(super) struct Driven {
+/// The task of one connection: drives it, and reports to the pool what changes.
+pub(super) struct ConnectionTask {
     pool: Weak<Inner>,
     id: ConnId,
     driver: BoxDriver,
@@ -27,39 +26,22 @@ pub(super) struct Driven {
     connection: Weak<Connection>,
     slots: Arc<Slots>,
     traffic: Traffic,
-    /// What had been moved after the last turn.
-    moved: u64,
-    turns: GiveWay,
-    told: Told,
-    load: Load,
+    reported: Report,
+    /// How long it has been at work so far.
+    busy: Duration,
+    meter: LoadMeter,
 }
 
 /// What the pool knows of a connection.
 #[derive(Clone, Copy)]
-struct Told {
+struct Report {
     limit: usize,
     /// The peer has said something.
     settled: bool,
     closed: bool,
 }
 
-/// How much a connection has to do, measured over a tenth of a second each time.
-struct Load {
-    since: Instant,
-    worked: Duration,
-    /// What had been moved by then.
-    moved: u64,
-    /// When it worked last, and what had been moved by then.
-    last: (Instant, u64),
-    strain: Strain,
-}
-
-const WINDOW: Duration = Duration::from_millis(100);
-
-/// So many bytes in that time are bulk: 340 Mbit/s.
-const BULK: u64 = 4 << 20;
-
-impl Driven {
+impl ConnectionTask {
     pub(super) fn new(pool: Weak<Inner>, connection: &Arc<Connection>, driver: BoxDriver) -> Self {
         let slots = connection.client.slots().clone();
         Self {
@@ -67,27 +49,36 @@ impl Driven {
             id: connection.id,
             driver,
             connection: Arc::downgrade(connection),
-            told: Told { limit: slots.limit(), settled: false, closed: false },
+            reported: Report { limit: slots.limit(), settled: false, closed: false },
             slots,
             traffic: connection.client.traffic(),
-            moved: 0,
-            turns: GiveWay::default(),
-            load: Load::new(Instant::now()),
+            busy: Duration::ZERO,
+            meter: LoadMeter::new(Instant::now()),
         }
     }
 
-    /// Tells the pool what has changed.
-    fn tell(&mut self, strain: Option<Strain>, result: &Poll<Result<()>>) {
-        let before = self.told;
+    /// The load, whenever that makes a difference; and again and again while it is not light, since the pool forgets it when
+    /// the last tunnel ends.
+    fn measure(&mut self, began: Instant) -> Option<Load> {
+        let at = Instant::now();
+        let before = self.meter.load();
+        self.meter.resume(began);
+        self.busy += at.saturating_duration_since(began);
+        let load = self.meter.observe(Sample { at, busy: self.busy, moved: self.traffic.moved() })?;
+        (load != before || load != Load::Light).then_some(load)
+    }
+
+    fn report(&mut self, load: Option<Load>, result: &Poll<Result<()>>) {
+        let before = self.reported;
         let heard = || self.connection.upgrade().is_none_or(|connection| connection.client.reads() > 0);
         let (limit, closed) = (self.slots.limit(), self.slots.is_closed());
-        self.told = Told { limit, settled: before.settled || heard(), closed };
+        self.reported = Report { limit, settled: before.settled || heard(), closed };
         let stillborn = match result {
-            Poll::Ready(result) if !self.told.settled => Some(result.clone().err().unwrap_or_else(unheard)),
+            Poll::Ready(result) if !self.reported.settled => Some(result.clone().err().unwrap_or_else(unheard)),
             _ => None,
         };
-        let news = limit > before.limit || closed != before.closed || self.told.settled != before.settled;
-        if !news && strain.is_none() {
+        let news = limit > before.limit || closed != before.closed || self.reported.settled != before.settled;
+        if !news && load.is_none() {
             return;
         }
         let Some(pool) = self.pool.upgrade() else { return };
@@ -97,8 +88,8 @@ impl Driven {
             (None, true) => state.doomed(self.id, now),
             (None, false) => {
                 state.changed(self.id, now);
-                if let Some(strain) = strain {
-                    state.strained(self.id, strain, now);
+                if let Some(load) = load {
+                    state.load_changed(self.id, load, now);
                 }
             }
         });
@@ -109,18 +100,15 @@ fn unheard() -> Error {
     Error::new(ErrorKind::Closed, Layer::Http2, Side::Remote, "waiting for the peer's HTTP/2 preface")
 }
 
-impl Future for Driven {
+impl Future for ConnectionTask {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        ready!(this.turns.poll_begin(cx));
         let began = Instant::now();
         let result = this.driver.as_mut().poll(cx);
-        let moved = this.traffic.moved();
-        let strain = this.load.add(began, Instant::now(), moved);
-        this.tell(strain, &result);
-        this.turns.end(moved - std::mem::replace(&mut this.moved, moved));
+        let load = this.measure(began);
+        this.report(load, &result);
         result.map(|result| {
             if let Err(error) = result {
                 tracing::debug!(%error, "connection ended");
@@ -129,45 +117,11 @@ impl Future for Driven {
     }
 }
 
-impl Drop for Driven {
+impl Drop for ConnectionTask {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
             pool.gone(self.id);
         }
-    }
-}
-
-impl Load {
-    fn new(now: Instant) -> Self {
-        Self { since: now, worked: Duration::ZERO, moved: 0, last: (now, 0), strain: Strain::Light }
-    }
-
-    /// Adds some work. Says how much there is whenever that makes a difference, and again and again while it is much: the pool
-    /// forgets it when the last tunnel ends.
-    fn add(&mut self, began: Instant, ended: Instant, moved: u64) -> Option<Strain> {
-        if began - self.last.0 >= WINDOW {
-            // What moved before the pause says nothing of what comes now.
-            (self.since, self.moved) = (began, self.last.1);
-            self.worked = Duration::ZERO;
-        }
-        self.last = (ended, moved);
-        self.worked += ended - began;
-        let elapsed = ended - self.since;
-        if elapsed < WINDOW {
-            return None;
-        }
-        let bytes = u128::from(moved.saturating_sub(self.moved)) * WINDOW.as_nanos() / elapsed.as_nanos();
-        // Full at four fifths of the time, and no more below a half; likewise with bulk.
-        let full = self.worked * 10 >= elapsed * if self.strain == Strain::Full { 5 } else { 8 };
-        let bulk = bytes >= u128::from(if self.strain == Strain::Light { BULK } else { BULK / 2 });
-        let strain = match (full, bulk) {
-            (true, _) => Strain::Full,
-            (false, true) => Strain::Bulk,
-            (false, false) => Strain::Light,
-        };
-        (self.since, self.worked, self.moved) = (ended, Duration::ZERO, moved);
-        let before = std::mem::replace(&mut self.strain, strain);
-        (before != strain || strain != Strain::Light).then_some(strain)
     }
 }
 
@@ -183,48 +137,5 @@ pub(super) async fn timer(pool: Weak<Inner>) {
             () = sleep_until(next) => {}
             () = woken => {}
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TURN: Duration = Duration::from_millis(1);
-
-    /// Bulk for as long as that, in turns that follow each other. What was said last.
-    fn bulk(load: &mut Load, now: &mut Instant, moved: &mut u64, turns: u32) -> Option<Strain> {
-        let mut said = None;
-        for _ in 0..turns {
-            *moved += BULK / 50;
-            said = load.add(*now, *now + TURN / 2, *moved).or(said);
-            *now += TURN;
-        }
-        said
-    }
-
-    #[test]
-    fn bulk_is_told_again_and_again() {
-        let mut now = Instant::now();
-        let (mut load, mut moved) = (Load::new(now), 0);
-        for _ in 0..3 {
-            assert_eq!(bulk(&mut load, &mut now, &mut moved, 110), Some(Strain::Bulk));
-        }
-    }
-
-    #[test]
-    fn what_moved_before_a_pause_is_not_told_after_it() {
-        let mut now = Instant::now();
-        let (mut load, mut moved) = (Load::new(now), 0);
-        bulk(&mut load, &mut now, &mut moved, 190);
-        now += 3 * WINDOW;
-        let after: Vec<_> = (0..300)
-            .filter_map(|_| {
-                now += TURN;
-                moved += 1000;
-                load.add(now, now + TURN / 100, moved)
-            })
-            .collect();
-        assert_eq!(after, [Strain::Light]);
     }
 }

@@ -12,7 +12,7 @@ use tokio::task;
 use tokio::time::Instant;
 
 use super::dial::{self, Dialled};
-use super::driver::{Driven, timer};
+use super::driver::{ConnectionTask, timer};
 use super::early::Waiters;
 use super::lease::{Connection, Lease, Place};
 use super::source::{Source, SourceShared};
@@ -235,7 +235,7 @@ impl Inner {
             let untold = spread && backend.is_none();
             let handle = Arc::new(Connection::new(id, client, identities, untold));
             let (abort, registration) = AbortHandle::new_pair();
-            driven = Some(Abortable::new(Driven::new(Arc::downgrade(self), &handle, driver), registration));
+            driven = Some(Abortable::new(ConnectionTask::new(Arc::downgrade(self), &handle, driver), registration));
             locked.drivers.insert(id, (depth, abort));
             Landed { handle, parent, backend }
         });

@@ -97,7 +97,6 @@ mod source;
 mod state;
 #[cfg(test)]
 mod tests;
-mod turn;
 
 use std::fmt;
 use std::sync::Arc;
@@ -111,8 +110,6 @@ use self::inner::Inner;
 pub use self::lease::{Lease, LeaseError};
 pub use self::source::Source;
 use self::state::Key;
-#[cfg(feature = "proxy")]
-pub(crate) use self::turn::GiveWay;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::Dial;

@@ -1,20 +1,17 @@
 //! The server's side that inbound and gateway share: TLS, HTTP/2, and a task for each tunnel.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::ready;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{BoxStream, ReadAhead, Turns};
-use crate::pool::GiveWay;
+use crate::io::{BoxStream, ReadAhead};
 use crate::refusal::{Refusal, RefusalReason};
-use crate::server::{Builder, Incoming, Server};
+use crate::server::{Builder, Incoming};
 use crate::tls::Acceptor;
 
 /// Serves one connection until it ends, or until the drain does.
@@ -49,10 +46,10 @@ where
     };
     // Dropped with this future, so that no tunnel outlives its connection.
     let mut tunnels = JoinSet::new();
-    let (mut turns, mut draining) = (GiveWay::default(), false);
+    let mut draining = false;
     let result = loop {
         tokio::select! {
-            incoming = accept(&mut server, &mut turns) => match incoming {
+            incoming = server.accept() => match incoming {
                 Some(Ok(incoming)) => { tunnels.spawn(tunnel(incoming)); }
                 Some(Err(e)) => break Err(e),
                 None => break Ok(()),
@@ -71,21 +68,6 @@ where
         () = drain.forced() => {}
     }
     result
-}
-
-/// [`Server::accept`], giving way after much work.
-async fn accept<IO>(server: &mut Server<IO>, turns: &mut GiveWay) -> Option<Result<Incoming>>
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
-    poll_fn(|cx| {
-        ready!(turns.poll_begin(cx));
-        let before = server.moved();
-        let accepted = server.poll_accept(cx);
-        turns.end(server.moved() - before);
-        accepted
-    })
-    .await
 }
 
 /// The refusal for a destination that could not be reached. Its address and the whole story stay on this side: the peer may

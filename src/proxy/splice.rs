@@ -3,7 +3,6 @@
 use super::unfinished::Unfinished;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{RelayEnd, RelayStats, relay_in_turns};
-use crate::pool::GiveWay;
 use crate::tunnel::{ResetReason, TunnelStream};
 
 /// Joins them: `a_to_b` counts what left the tunnel. A failure of one ends the other as a failure too.
@@ -11,7 +10,8 @@ use crate::tunnel::{ResetReason, TunnelStream};
 /// Both are borrowed: a future keeps an argument of its own twice.
 pub(super) async fn splice(tunnel: &mut TunnelStream, stream: &mut Unfinished) -> Result<RelayStats> {
     tunnel.forget_metadata();
-    let error = match relay_in_turns(tunnel, stream, GiveWay::default()).await {
+    let turns = tunnel.turns();
+    let error = match relay_in_turns(tunnel, stream, turns).await {
         Ok(stats) => {
             stream.finish();
             return Ok(stats);

@@ -11,10 +11,10 @@ use futures_util::FutureExt;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::WorkerSet;
-use super::workers::Shares;
+use super::workers::Placement;
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{Accept, Accepted, BoxStream, Dial, Stream};
@@ -200,7 +200,7 @@ where
 /// With `home`, this runs on that worker with one of the listeners of [`listen_on_each`], and serves what comes: the way for
 /// connections that are many. Without, it runs anywhere, and the worker that has the fewest of this listener's from the same
 /// address, and of those the one that has the fewest in all, gets the next one: the way for those that are few and live long. In
-/// both cases a worker that has little time left is spared while another one has far more.
+/// both cases another worker gets it that has a lighter load, if there is one.
 ///
 /// # Panics
 ///
@@ -210,21 +210,21 @@ where
     F: Fn(usize, TcpStream, SocketAddr, Watch) -> S + Clone + Send + 'static,
     S: Future<Output = ()> + Send + 'static,
 {
-    let mut shares = Shares::new(workers.handles().len());
+    let mut placement = Placement::new(workers.handles().len());
     accept(listener, drain, |tasks, stream, peer, drain| {
-        let preferred = home.unwrap_or_else(|| shares.fewest(peer.ip()));
-        let (worker, runtime) = workers.pick(preferred);
+        let preferred = home.unwrap_or_else(|| placement.fewest(peer.ip()));
+        let (worker, runtime) = workers.pick(preferred, Instant::now());
         if home == Some(worker) {
             tasks.spawn(counted(serve(worker, stream, peer, drain.uncounted()), drain));
             return;
         }
         let lost = move |error| tracing::warn!(%peer, %error, "connection lost before it was served");
-        let (serve, share, watch) = (serve.clone(), shares.take(worker, peer.ip()), drain.uncounted());
+        let (serve, placed, watch) = (serve.clone(), placement.place(worker, peer.ip()), drain.uncounted());
         // Its events are to come to the other runtime.
         match stream.into_std() {
             Ok(stream) => {
                 let serving = async move {
-                    let _share = share;
+                    let _placed = placed;
                     match TcpStream::from_std(stream) {
                         Ok(stream) => serve(worker, stream, peer, watch).await,
                         Err(error) => lost(error),

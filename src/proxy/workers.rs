@@ -5,18 +5,21 @@ use std::collections::hash_map::Entry;
 use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::task::Context;
+use std::thread::{self, ThreadId};
 
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
+use crate::io::{Load, LoadMeter, Sample, Scheduler, Threads};
 
-/// After so many tasks the thread looks whether anything has come for others. By default it is 61: behind bulk transfers, where
-/// each of them takes a tenth of a millisecond, that is long.
+/// After so many tasks a thread looks for events, 61 by default. That is long behind tasks that move much, though less than a
+/// bulk turn.
 const EVENT_INTERVAL: u32 = 16;
 
 /// Threads that share no work: what is spawned on one of them stays there.
@@ -27,6 +30,10 @@ const EVENT_INTERVAL: u32 = 16;
 /// [`Pool`](crate::pool::Pool) of its own. A connection then never uses more than one core, and with so many pools there are
 /// so many connections to each peer that is busy.
 ///
+/// Their [`Scheduler`] is for everything that runs on them: hand it over with
+/// [`Config::with_scheduler`](crate::Config::with_scheduler). Without it small messages wait behind bulk on the same thread, and
+/// new connections don't keep away from it.
+///
 /// Dropping it stops the threads, and with them whatever is still running there.
 #[derive(Debug)]
 pub struct Workers {
@@ -36,12 +43,38 @@ pub struct Workers {
 
 /// The runtimes of [`Workers`], to spawn on. Cheap to clone, and does not keep the threads.
 #[derive(Clone, Debug)]
-pub struct WorkerSet(Arc<[Worker]>);
+pub struct WorkerSet {
+    workers: Arc<[Worker]>,
+    scheduler: Scheduler,
+}
 
 #[derive(Debug)]
 struct Worker {
     handle: Handle,
-    load: Mutex<Load>,
+    meter: Mutex<LoadMeter>,
+}
+
+/// What the scheduler asks of the threads.
+struct OwnThreads(Box<[ThreadId]>);
+
+impl Threads for OwnThreads {
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn current(&self) -> Option<usize> {
+        let current = thread::current().id();
+        self.0.iter().position(|id| *id == current)
+    }
+
+    fn wake_after_events(&self, cx: &mut Context<'_>) {
+        // Never ready when polled first.
+        let _ = pin!(yield_now()).poll(cx);
+    }
+
+    fn yield_core(&self) {
+        thread::yield_now();
+    }
 }
 
 #[derive(Debug)]
@@ -57,16 +90,19 @@ impl Workers {
     ///
     /// [`ErrorKind::Local`] when the system has no more threads or file descriptors.
     pub fn start(threads: NonZeroUsize) -> Result<Self> {
-        let mut workers = Self { set: WorkerSet([].into()), threads: Vec::new() };
-        let mut set = Vec::new();
+        let failed = |e| Error::new(ErrorKind::Local, Layer::Config, Side::Local, "starting a thread").with_source(e);
+        let mut workers = Self {
+            set: WorkerSet { workers: [].into(), scheduler: Scheduler::default() },
+            threads: Vec::with_capacity(threads.get()),
+        };
+        let mut started = Vec::with_capacity(threads.get());
         for n in 0..threads.get() {
-            let (handle, thread) = start(n).map_err(|e| {
-                Error::new(ErrorKind::Local, Layer::Config, Side::Local, "starting a thread").with_source(e)
-            })?;
-            set.push(Worker { handle, load: Mutex::new(Load::new(Instant::now())) });
+            let (handle, thread) = start(n).map_err(failed)?;
+            started.push(Worker { handle, meter: Mutex::new(LoadMeter::new(Instant::now())) });
             workers.threads.push(thread);
         }
-        workers.set = WorkerSet(set.into());
+        let ids = workers.threads.iter().map(|thread| thread.thread.thread().id()).collect();
+        workers.set = WorkerSet { workers: started.into(), scheduler: Scheduler::new(OwnThreads(ids)) };
         Ok(workers)
     }
 
@@ -74,29 +110,34 @@ impl Workers {
     pub fn set(&self) -> WorkerSet {
         self.set.clone()
     }
+
+    /// Their scheduler.
+    pub fn scheduler(&self) -> Scheduler {
+        self.set.scheduler.clone()
+    }
 }
 
 impl WorkerSet {
     /// The runtime of each thread, in order.
     pub fn handles(&self) -> impl ExactSizeIterator<Item = &Handle> {
-        self.0.iter().map(|worker| &worker.handle)
+        self.workers.iter().map(|worker| &worker.handle)
     }
 
-    /// Where to put a connection that would be put on the thread `preferred`: there, unless it has little time left and
-    /// another one far more. Small messages beside bulk then come to a thread that has time for them.
-    pub(super) fn pick(&self, preferred: usize) -> (usize, &Handle) {
-        let loads: Vec<u32> = self.0.iter().map(Worker::load).collect();
-        let picked = pick(&loads, preferred);
-        (picked, &self.0[picked].handle)
+    /// Where to put a connection that would be put on the thread `preferred`: there, unless another one has less to do.
+    pub(super) fn pick(&self, preferred: usize, now: Instant) -> (usize, &Handle) {
+        let load = |(n, worker): (usize, &Worker)| worker.load(now, self.scheduler.bulk_moved(n));
+        let loads: Vec<Load> = self.workers.iter().enumerate().map(load).collect();
+        let picked = least_loaded(&loads, preferred);
+        (picked, &self.workers[picked].handle)
     }
 }
 
 /// How many of a listener's connections each worker has.
 ///
-/// A peer that has several shares its traffic out between them, or keeps what is bulk apart: on one worker that would be for nothing,
-/// however evenly connections are spread over the workers in all.
+/// A peer with several connections spreads its traffic over them, or keeps bulk apart on one. That is in vain where all of them
+/// are on one worker, however evenly connections are spread over the workers in all.
 #[derive(Debug)]
-pub(super) struct Shares {
+pub(super) struct Placement {
     counts: Arc<Mutex<Counts>>,
     last: usize,
 }
@@ -108,7 +149,7 @@ struct Counts {
     peers: HashMap<IpAddr, Box<[usize]>>,
 }
 
-impl Shares {
+impl Placement {
     pub(super) fn new(workers: usize) -> Self {
         let counts = Counts { all: vec![0; workers].into(), peers: HashMap::new() };
         Self { counts: Arc::new(Mutex::new(counts)), last: workers.saturating_sub(1) }
@@ -126,24 +167,25 @@ impl Shares {
         self.last
     }
 
-    /// Counts a connection of this peer until what is returned is dropped.
-    pub(super) fn take(&self, worker: usize, peer: IpAddr) -> Share {
+    /// Counts a connection of this peer.
+    pub(super) fn place(&self, worker: usize, peer: IpAddr) -> Placed {
         let mut counts = lock(&self.counts);
         let workers = counts.all.len();
         counts.all[worker] += 1;
         counts.peers.entry(peer).or_insert_with(|| vec![0; workers].into())[worker] += 1;
-        Share { counts: self.counts.clone(), worker, peer }
+        Placed { counts: self.counts.clone(), worker, peer }
     }
 }
 
+/// A connection that counts until this is dropped.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(super) struct Placed {
     counts: Arc<Mutex<Counts>>,
     worker: usize,
     peer: IpAddr,
 }
 
-impl Drop for Share {
+impl Drop for Placed {
     fn drop(&mut self) {
         let mut counts = lock(&self.counts);
         counts.all[self.worker] -= 1;
@@ -160,50 +202,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A worker that is busy for so much of its time, in permille, may have bulk to move: a gateway, whose share of it is the smallest,
-/// is busy for about 300 with all that one client's thread can send.
-const BUSY: u32 = 200;
-
-/// By how much of its time each has been busy, in permille.
-fn pick(loads: &[u32], preferred: usize) -> usize {
+/// The preferred one, unless another one has a lighter load.
+fn least_loaded(loads: &[Load], preferred: usize) -> usize {
     let least = loads.iter().enumerate().min_by_key(|(_, load)| **load);
     match (loads.get(preferred), least) {
-        (Some(&load), Some((idlest, &least))) if load >= BUSY && least * 3 <= load => idlest,
+        (Some(load), Some((lightest, least))) if least < load => lightest,
         _ => preferred,
     }
 }
 
-/// How busy a thread has been of late.
-#[derive(Debug)]
-struct Load {
-    since: Instant,
-    busy: Duration,
-    permille: u32,
-}
-
-/// Over how long that is measured.
-const WINDOW: Duration = Duration::from_millis(200);
-
-impl Load {
-    fn new(now: Instant) -> Self {
-        Self { since: now, busy: Duration::ZERO, permille: 0 }
-    }
-
-    /// Takes note that by now the thread has been busy for so long in all.
-    fn note(&mut self, now: Instant, busy: Duration) -> u32 {
-        let elapsed = now.saturating_duration_since(self.since);
-        if elapsed >= WINDOW {
-            let permille = busy.saturating_sub(self.busy).as_micros() * 1000 / elapsed.as_micros();
-            *self = Self { since: now, busy, permille: u32::try_from(permille).unwrap_or(1000).min(1000) };
-        }
-        self.permille
-    }
-}
-
 impl Worker {
-    fn load(&self) -> u32 {
+    /// That of the last window, or of all the time since the last look where that is longer.
+    fn load(&self, at: Instant, bulk_moved: u64) -> Load {
         let busy = self.handle.metrics().worker_total_busy_duration(0);
-        lock(&self.load).note(Instant::now(), busy)
+        let mut meter = lock(&self.meter);
+        meter.observe(Sample { at, busy, moved: bulk_moved });
+        meter.load()
     }
 }
 
@@ -233,25 +247,33 @@ impl Drop for Workers {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::future::poll_fn;
+    use std::io::Write;
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    use std::task::{Poll, ready};
+    use std::time::Duration;
 
     use rstest::rstest;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
 
     use super::*;
+    use crate::io::Turns;
 
     #[rstest]
-    #[case::all_idle(&[0, 0, 0], 1, 1)]
-    #[case::busy_like_the_others(&[900, 950], 1, 1)]
-    #[case::a_little_busier(&[400, 900], 1, 1)]
-    #[case::far_busier(&[300, 900], 1, 0)]
-    #[case::far_busier_than_the_idlest(&[200, 900, 100], 1, 2)]
-    #[case::not_busy_enough_to_matter(&[0, 199], 1, 1)]
-    #[case::alone(&[1000], 0, 0)]
-    fn who_has_little_time_left_hands_on_to_who_has_far_more(
-        #[case] loads: &[u32],
+    #[case::all_light(&[Load::Light, Load::Light], 1, 1)]
+    #[case::all_with_bulk(&[Load::Bulk, Load::Bulk], 1, 1)]
+    #[case::away_from_bulk(&[Load::Light, Load::Bulk], 1, 0)]
+    #[case::away_from_one_without_time(&[Load::Bulk, Load::Full], 1, 0)]
+    #[case::to_the_lightest(&[Load::Bulk, Load::Full, Load::Light], 1, 2)]
+    #[case::others_are_worse(&[Load::Full, Load::Bulk], 1, 1)]
+    #[case::alone(&[Load::Full], 0, 0)]
+    fn a_connection_goes_to_a_worker_with_a_lighter_load(
+        #[case] loads: &[Load],
         #[case] preferred: usize,
         #[case] expected: usize,
     ) {
-        assert_eq!(pick(loads, preferred), expected);
+        assert_eq!(least_loaded(loads, preferred), expected);
     }
 
     fn peer(n: u8) -> IpAddr {
@@ -259,40 +281,80 @@ mod tests {
     }
 
     /// Puts a connection where the fewest are.
-    fn place(shares: &mut Shares, peer: IpAddr) -> (usize, Share) {
-        let worker = shares.fewest(peer);
-        (worker, shares.take(worker, peer))
+    fn place(placement: &mut Placement, peer: IpAddr) -> (usize, Placed) {
+        let worker = placement.fewest(peer);
+        (worker, placement.place(worker, peer))
     }
 
     #[rstest]
     #[case::all_of_one_peer(|_| peer(1))]
     #[case::each_of_its_own_peer(peer)]
     fn each_connection_goes_where_the_fewest_are_whatever_has_ended_before(#[case] peer_of: fn(u8) -> IpAddr) {
-        let mut shares = Shares::new(3);
-        let mut open: Vec<_> = (0..6).map(|n| place(&mut shares, peer_of(n))).collect();
+        let mut placement = Placement::new(3);
+        let mut open: Vec<_> = (0..6).map(|n| place(&mut placement, peer_of(n))).collect();
         assert_eq!(open.iter().map(|(worker, _)| *worker).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2]);
         open.retain(|(worker, _)| *worker != 1);
-        let again = [6, 7].map(|n| place(&mut shares, peer_of(n)));
+        let again = [6, 7].map(|n| place(&mut placement, peer_of(n)));
         assert_eq!(again.map(|(worker, _)| worker), [1, 1]);
     }
 
     #[test]
     fn a_peers_connections_are_spread_however_they_alternate_with_those_of_others() {
-        let mut shares = Shares::new(2);
-        let placed: Vec<_> = [1, 2, 1, 2].map(|n| place(&mut shares, peer(n))).into();
+        let mut placement = Placement::new(2);
+        let placed: Vec<_> = [1, 2, 1, 2].map(|n| place(&mut placement, peer(n))).into();
         assert_eq!(placed.iter().map(|(worker, _)| *worker).collect::<Vec<_>>(), [0, 1, 1, 0]);
         drop(placed);
-        assert!(lock(&shares.counts).peers.is_empty(), "who has none is forgotten");
+        assert!(lock(&placement.counts).peers.is_empty(), "who has none is forgotten");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_load_is_that_of_the_last_window() {
-        let (start, ms) = (Instant::now(), Duration::from_millis);
-        let mut load = Load::new(start);
-        assert_eq!(load.note(start + ms(10), ms(10)), 0, "too early to tell");
-        assert_eq!(load.note(start + ms(200), ms(160)), 800);
-        assert_eq!(load.note(start + ms(220), ms(161)), 800, "as before");
-        assert_eq!(load.note(start + ms(400), ms(180)), 100);
+    const BULK_TURN: u64 = 128 << 10;
+
+    #[tokio::test]
+    async fn new_connections_keep_away_from_a_worker_with_bulk() {
+        let workers = Workers::start(NonZeroUsize::new(2).unwrap()).unwrap();
+        let set = workers.set();
+        let mut turns = Turns::new(&workers.scheduler());
+        let moving = set.handles().nth(1).unwrap().spawn(async move { (0..1000).for_each(|_| turns.end(BULK_TURN)) });
+        moving.await.unwrap();
+        let later = Instant::now() + Duration::from_millis(200);
+        assert_eq!([0, 1].map(|preferred| set.pick(preferred, later).0), [0, 0]);
+    }
+
+    #[rstest]
+    #[case::bulk(BULK_TURN, true)]
+    #[case::less(BULK_TURN - 1, false)]
+    #[test]
+    fn what_comes_for_others_waits_for_one_bulk_turn_at_most(#[case] moved: u64, #[case] gives_way: bool) {
+        let workers = Workers::start(NonZeroUsize::MIN).unwrap();
+        let (mut turns, (sender, longest)) = (Turns::new(&workers.scheduler()), std::sync::mpsc::channel());
+        workers.set().handles().next().unwrap().spawn(async move {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut far = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let mut near = listener.accept().await.unwrap().0;
+            let (turn, counted) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+            let (turn_of, at) = (turn.clone(), counted.clone());
+            // Something comes for the other task in every hundredth turn.
+            let busy = tokio::spawn(poll_fn(move |cx| {
+                ready!(turns.poll_begin(cx));
+                let turn = turn_of.fetch_add(1, Relaxed) + 1;
+                if turn % 100 == 0 {
+                    at.store(turn, Relaxed);
+                    far.write_all(b"x").unwrap();
+                }
+                turns.end(moved);
+                cx.waker().wake_by_ref();
+                Poll::<()>::Pending
+            }));
+            let mut longest = 0;
+            for _ in 0..20 {
+                near.read_u8().await.unwrap();
+                longest = longest.max(turn.load(Relaxed) - counted.load(Relaxed));
+            }
+            busy.abort();
+            sender.send(longest).unwrap();
+        });
+        let longest = longest.recv().unwrap();
+        assert_eq!(longest <= 1, gives_way, "{longest} turns");
     }
 
     #[tokio::test]

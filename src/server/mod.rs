@@ -5,7 +5,7 @@ mod incoming;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::Method;
@@ -14,9 +14,10 @@ use tokio::time::timeout;
 
 use crate::authority::{Authority, AuthorityError};
 use crate::config::Config;
-use crate::conn::{Outbox, Shared, Transport, Upkeep, driver_result, server_builder};
+use crate::conn::{Maintenance, Shared, Transport, WriteBatch, driver_result, server_builder};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
+use crate::io::Turns;
 use crate::refusal::{Refusal, RefusalReason};
 
 pub use incoming::Incoming;
@@ -26,9 +27,10 @@ use incoming::refuse;
 /// until it returns `None`, and serve the tunnels elsewhere. Dropping it breaks the connection.
 pub struct Server<IO> {
     connection: h2::server::Connection<Transport<IO>, Bytes>,
-    outbox: Outbox<IO>,
-    upkeep: Upkeep,
+    batch: WriteBatch<IO>,
+    maintenance: Maintenance,
     shared: Arc<Shared>,
+    turns: Turns,
     ended: bool,
 }
 
@@ -81,9 +83,9 @@ impl Builder {
     {
         const DOING: &str = "waiting for the peer's HTTP/2 preface";
         let Self { config, peer } = self;
-        let shared = Shared::new(peer, None);
+        let shared = Shared::new(&config, peer, None);
         let transport = Transport::new(io, shared.clone(), config.linger_timeout, Side::Remote);
-        let outbox = transport.outbox();
+        let batch = transport.write_batch();
         let mut connection = match timeout(config.http2_timeout, server_builder(&config).handshake(transport)).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(e)) => return Err(shared.explain(e, Layer::Http2, DOING)),
@@ -91,8 +93,9 @@ impl Builder {
                 return Err(shared.describe(Error::new(ErrorKind::Timeout, Layer::Http2, Side::Remote, DOING)));
             }
         };
-        let upkeep = Upkeep::new(&config, connection.ping_pong());
-        Ok(Server { connection, outbox, upkeep, shared, ended: false })
+        let maintenance = Maintenance::new(&config, connection.ping_pong());
+        let turns = shared.turns();
+        Ok(Server { connection, batch, maintenance, shared, turns, ended: false })
     }
 }
 
@@ -114,20 +117,29 @@ where
 
     /// The poll form of [`Server::accept`].
     pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming>>> {
+        ready!(self.turns.poll_begin(cx));
+        let before = self.shared.moved();
+        let accepted = self.poll_frames(cx);
+        self.turns.end(self.shared.moved() - before);
+        accepted
+    }
+
+    /// Moves all frames that can be moved now, up to the next request.
+    fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming>>> {
         loop {
             if self.ended {
                 return Poll::Ready(None);
             }
-            if let Poll::Ready(error) = self.upkeep.poll(cx, &self.shared) {
+            if let Poll::Ready(error) = self.maintenance.poll(cx, &self.shared) {
                 self.ended = true;
                 return Poll::Ready(Some(Err(error)));
             }
-            self.upkeep.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
-            self.outbox.hold();
+            self.maintenance.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
+            self.batch.begin();
             match self.connection.poll_accept(cx) {
                 Poll::Pending => {
-                    self.upkeep.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
-                    self.outbox.send(cx);
+                    self.maintenance.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
+                    self.batch.send(cx);
                     return Poll::Pending;
                 }
                 Poll::Ready(None) => {
@@ -156,12 +168,6 @@ where
     /// Who the peer has proved to be.
     pub fn peer_identity(&self) -> Option<&SpiffeId> {
         self.shared.peer()
-    }
-
-    /// Counts bytes in both directions.
-    #[cfg(feature = "proxy")]
-    pub(crate) fn moved(&self) -> u64 {
-        self.shared.moved()
     }
 
     fn incoming(

@@ -4,7 +4,7 @@ use rstest::rstest;
 use tokio::io::{AsyncWriteExt, duplex};
 
 use super::harness::{Carrier, World, tunnel};
-use crate::io::{Plain, RelayEnd, RelayOperation, relay};
+use crate::io::{BytesAdapter, RelayEnd, RelayOperation, relay};
 use crate::tunnel::ResetReason;
 use crate::{Config, Error, ErrorKind};
 
@@ -19,7 +19,7 @@ async fn a_dead_tunnel_is_noticed_although_the_application_does_not_read(
     let (client, mut incoming) = World::new(Config::new()).connect(carrier, depth).await;
     let (mut near, mut far) = tunnel(&client, &mut incoming).await;
     let (_application, stream) = duplex(16);
-    let relayed = tokio::spawn(async move { relay(&mut far, &mut Plain::new(stream)).await });
+    let relayed = tokio::spawn(async move { relay(&mut far, &mut BytesAdapter::new(stream)).await });
     near.write_all(&[0; 100_000]).await.unwrap();
     if reset {
         near.reset(ResetReason::ConnectError);

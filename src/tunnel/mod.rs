@@ -19,6 +19,8 @@ use crate::authority::Authority;
 use crate::conn::Shared;
 use crate::error::Result;
 use crate::identity::SpiffeId;
+#[cfg(feature = "proxy")]
+use crate::io::Turns;
 use crate::io::{BytesRead, BytesWrite, Stream};
 use crate::metadata::{Metadata, Received};
 
@@ -176,6 +178,12 @@ impl TunnelStream {
     pub fn metadata(&self) -> &Metadata {
         static NOTHING: LazyLock<Metadata> = LazyLock::new(Metadata::default);
         self.metadata.as_deref().map_or(&NOTHING, Received::get)
+    }
+
+    /// For a task that relays this tunnel's bytes.
+    #[cfg(feature = "proxy")]
+    pub(crate) fn turns(&self) -> Turns {
+        self.recv.shared().turns()
     }
 
     /// Forgets what the peer said of itself, for the sake of memory.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{Depth, Peers};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use hbone::io::{Plain, relay};
+use hbone::io::{BytesAdapter, relay};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
@@ -60,7 +60,7 @@ fn relayed(c: &mut Criterion) {
         group.bench_function(format!("pieces of {piece} B"), |b| {
             b.to_async(&runtime).iter(|| async move {
                 let ((mut near, a), (b, mut far)) = (duplex(256 << 10), duplex(256 << 10));
-                let relaying = tokio::spawn(async move { relay(&mut Plain::new(a), &mut Plain::new(b)).await });
+                let relaying = tokio::spawn(async move { relay(&mut BytesAdapter::new(a), &mut BytesAdapter::new(b)).await });
                 let sending = tokio::spawn(async move {
                     let data = vec![0x5a; piece];
                     for _ in 0..TOTAL / piece {

@@ -4,9 +4,7 @@ use tokio::time::Instant;
 
 use super::entry::{Conn, Failure, Whereabouts};
 use super::timers::Timer;
-use super::{
-    Action, Backend, ConnId, EntryId, FREE_MISSES, Handle, Landed, MISS_BACK_OFF, State, Strain, Why, back_off,
-};
+use super::{Action, Backend, ConnId, EntryId, FREE_MISSES, Handle, Landed, Load, MISS_BACK_OFF, State, Why, back_off};
 use crate::error::Error;
 use crate::path::Reuse;
 
@@ -90,7 +88,7 @@ impl<H: Handle, W> State<H, W> {
             expires,
             idle_since: now,
             aged: false,
-            strain: Strain::Light,
+            load: Load::Light,
             ending: false,
             of_late: 0,
         });

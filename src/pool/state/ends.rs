@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::entry::Failure;
 use super::timers::Timer;
-use super::{Action, ConnId, EntryId, Handle, SPARE, SourceId, State, Strain, Why, closed};
+use super::{Action, ConnId, EntryId, Handle, Load, SPARE, SourceId, State, Why, closed};
 use crate::error::Error;
 
 impl<H: Handle, W> State<H, W> {
@@ -27,11 +27,11 @@ impl<H: Handle, W> State<H, W> {
     }
 
     /// A connection has more or less to do than before.
-    pub(in crate::pool) fn strained(&mut self, conn: ConnId, strain: Strain, now: Instant) {
+    pub(in crate::pool) fn load_changed(&mut self, conn: ConnId, load: Load, now: Instant) {
         let Some(&id) = self.at.get(&conn) else { return };
         // Without tunnels it has nothing to do; what it did before is what its driver still tells of.
         if let Some(conn) = self.conn_mut(id, conn).filter(|conn| conn.open > 0) {
-            conn.strain = strain;
+            conn.load = load;
         }
         self.grow(id, now);
     }

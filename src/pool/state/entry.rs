@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::{ConnId, Handle, Key, Limits, Strain, WaiterId};
+use super::{ConnId, Handle, Key, Limits, Load, WaiterId};
 use crate::error::Error;
 use crate::path::Reuse;
 use crate::pool::Backend;
@@ -46,7 +46,7 @@ pub(super) struct Conn<H> {
     pub(super) idle_since: Instant,
     /// Past its maximum age, and used only until another one is there.
     pub(super) aged: bool,
-    pub(super) strain: Strain,
+    pub(super) load: Load,
     /// It, or what it runs through, is about to end.
     pub(super) ending: bool,
 }
@@ -115,8 +115,8 @@ impl<H: Handle, W> Entry<H, W> {
             let (open, of_late) = self.at_backend(conn, &backends);
             let lead = ((of_late - least_of_late) / LEAD).min(MOST_LEAD);
             let among_backends = (open + lead, of_late);
-            let among_equals = (conn.strain, usize::MAX - conn.open);
-            ((conn.aged, conn.strain == Strain::Full, among_backends, among_equals), place)
+            let among_equals = (conn.load, usize::MAX - conn.open);
+            ((conn.aged, conn.load == Load::Full, among_backends, among_equals), place)
         });
         let (mut best, mut ties) = (None, 0);
         for (rank, place) in ranked {
@@ -219,7 +219,7 @@ impl<H: Handle, W> Entry<H, W> {
             && self.conns.iter().any(|other| {
                 other.id != id
                     && !other.aged
-                    && other.strain == Strain::Light
+                    && other.load == Load::Light
                     && other.whereabouts == conn.whereabouts
                     && other.has_room()
             })
@@ -270,7 +270,7 @@ impl<H: Handle, W> Entry<H, W> {
         for conn in self.conns.iter().filter(|conn| conn.is_usable()) {
             usable += 1;
             fresh += usize::from(!conn.aged);
-            idle_hands += usize::from(!conn.aged && conn.strain == Strain::Light);
+            idle_hands += usize::from(!conn.aged && conn.load == Load::Light);
             untold += usize::from(!conn.aged && conn.whereabouts == Whereabouts::Untold);
             unknown += usize::from(!conn.aged && conn.whereabouts == Whereabouts::Unknown);
         }

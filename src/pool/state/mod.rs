@@ -18,6 +18,7 @@ use self::entry::{Conn, Entry};
 use self::timers::{Timer, Timers};
 use super::Backend;
 use crate::error::{Error, ErrorKind, Layer, Side};
+use crate::io::Load;
 use crate::path::{Path, Reuse};
 
 /// A connection, and before that its dial.
@@ -31,17 +32,6 @@ type EntryId = u64;
 pub(super) struct Key {
     pub(super) source: SourceId,
     pub(super) path: Path,
-}
-
-/// How much a connection has to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Strain {
-    #[default]
-    Light,
-    /// So many bytes that small messages would queue behind them.
-    Bulk,
-    /// Its thread has no time left.
-    Full,
 }
 
 /// A connection as the machine sees it. Both may change at any time and are read again each time.
@@ -233,7 +223,7 @@ impl<H: Handle, W> State<H, W> {
             let conn_id = conn.id;
             conn.idle_since = now;
             // Its driver would only find out at its next turn, and tell of what moved until now.
-            conn.strain = Strain::Light;
+            conn.load = Load::Light;
             let usable = conn.handle.is_some();
             if usable && self.entries.get(&id).is_some_and(|entry| entry.is_spare(conn_id)) {
                 self.timers.set(Timer::Conn(conn_id), now + SPARE.min(self.limits.idle_timeout));

@@ -102,7 +102,7 @@ impl Strict {
             }
         }
         let send = respond.send_response(response, false).unwrap();
-        let shared = Shared::new(None, None);
+        let shared = Shared::new(&Config::new(), None, None);
         let tunnel = TunnelStream::new(recv, send, shared, None, authority(), Box::default());
         self.pod.serve(Box::new(tunnel)).await;
     }

@@ -399,20 +399,16 @@ fn each_tunnel_has_its_own_connection_where_reuse_is_never() {
 }
 
 #[rstest]
-#[case::one(1, 1, Strain::Full)]
-#[case::three(3, 3, Strain::Full)]
-#[case::one_with_bulk(1, 1, Strain::Bulk)]
-#[case::three_with_bulk(3, 3, Strain::Bulk)]
-fn more_connections_are_opened_while_all_are_busy(
-    #[case] allowed: usize,
-    #[case] expected: usize,
-    #[case] strain: Strain,
-) {
+#[case::one(1, 1, Load::Full)]
+#[case::three(3, 3, Load::Full)]
+#[case::one_with_bulk(1, 1, Load::Bulk)]
+#[case::three_with_bulk(3, 3, Load::Bulk)]
+fn more_connections_are_opened_while_all_are_busy(#[case] allowed: usize, #[case] expected: usize, #[case] load: Load) {
     let (mut sim, key) = (Sim::new(Limits { busy_connections: allowed, ..limits() }), direct(1, Reuse::Shared));
     let _ = sim.checkout(&key);
     let mut last = sim.land(0, None, 4);
     for _ in 0..5 {
-        sim.strained(last, strain);
+        sim.load_changed(last, load);
         if !sim.dials.is_empty() {
             last = sim.land(0, None, 4);
             assert_eq!(sim.checkout(&key), Ok(last), "one with time left");
@@ -429,7 +425,7 @@ fn tunnels_keep_away_from_bulk_however_few_are_beside_it(#[case] reuse: Reuse) {
     let (mut sim, key) = (Sim::new(Limits { busy_connections: 2, ..limits() }), direct(1, reuse));
     let _ = sim.checkout(&key);
     let bulky = sim.land(0, Some(token(1)), 100);
-    sim.strained(bulky, Strain::Bulk);
+    sim.load_changed(bulky, Load::Bulk);
     let other = sim.land(0, Some(token(1)), 100);
     for _ in 0..50 {
         assert_eq!(sim.checkout(&key), Ok(other));
@@ -445,18 +441,18 @@ fn after_bulk_tunnels_return_to_the_oldest_connection_and_its_company_is_closed(
     let (mut sim, key) = (Sim::new(Limits { busy_connections: 2, ..limits() }), direct(1, Reuse::Shared));
     let _ = sim.checkout(&key);
     let bulky = sim.land(0, None, 100);
-    sim.strained(bulky, Strain::Bulk);
+    sim.load_changed(bulky, Load::Bulk);
     let company = sim.land(0, None, 100);
     for _ in 0..5 {
         assert_eq!(sim.checkout(&key), Ok(company));
     }
     if told {
-        sim.strained(bulky, Strain::Light);
+        sim.load_changed(bulky, Load::Light);
     }
     sim.release(bulky);
     if !told {
         // Of what moved before.
-        sim.strained(bulky, Strain::Bulk);
+        sim.load_changed(bulky, Load::Bulk);
     }
     (0..5).for_each(|_| sim.release(company));
     for _ in 0..20 {
@@ -474,7 +470,7 @@ fn bulk_does_not_keep_tunnels_from_a_backend() {
     let _ = sim.checkout(&key);
     let bulky = sim.land(0, Some(token(1)), 100);
     let other = sim.land(0, Some(token(2)), 100);
-    sim.strained(bulky, Strain::Bulk);
+    sim.load_changed(bulky, Load::Bulk);
     let got: Vec<ConnId> = (0..99).map(|_| sim.checkout(&key).unwrap()).collect();
     assert_eq!(got.iter().filter(|conn| **conn == bulky).count(), 49, "of 100 with the first, {other} has the rest");
     sim.wind_up();

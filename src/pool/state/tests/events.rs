@@ -34,7 +34,7 @@ enum Event {
     Close(usize),
     Doom(usize),
     Stillborn(usize),
-    Strained(usize, Strain),
+    LoadChanged(usize, Load),
     Gone(usize),
     Reap,
     SourceEnded(u64, bool),
@@ -62,8 +62,8 @@ fn event() -> impl Strategy<Value = Event> {
         3 => n.clone().prop_map(Event::Close),
         2 => n.clone().prop_map(Event::Doom),
         2 => n.clone().prop_map(Event::Stillborn),
-        3 => (n.clone(), prop_oneof![Just(Strain::Light), Just(Strain::Bulk), Just(Strain::Full)])
-            .prop_map(|(n, strain)| Event::Strained(n, strain)),
+        3 => (n.clone(), prop_oneof![Just(Load::Light), Just(Load::Bulk), Just(Load::Full)])
+            .prop_map(|(n, load)| Event::LoadChanged(n, load)),
         3 => n.prop_map(Event::Gone),
         8 => Just(Event::Reap),
         1 => (source, any::<bool>()).prop_map(|(source, error)| Event::SourceEnded(source, error)),
@@ -162,9 +162,9 @@ fn apply(sim: &mut Sim, event: Event) {
                 sim.stillborn(id);
             }
         }
-        Event::Strained(n, strain) => {
+        Event::LoadChanged(n, load) => {
             if let Some(id) = conn(sim, n) {
-                sim.strained(id, strain);
+                sim.load_changed(id, load);
             }
         }
         Event::Gone(n) => {

@@ -324,8 +324,8 @@ impl Sim {
         self.act();
     }
 
-    pub(super) fn strained(&mut self, id: ConnId, strain: Strain) {
-        self.state.strained(id, strain, self.now);
+    pub(super) fn load_changed(&mut self, id: ConnId, load: Load) {
+        self.state.load_changed(id, load, self.now);
         self.act();
     }
 

@@ -48,13 +48,13 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
         return Err(format!("the mesh has no workload in network {:?}", args.network).into());
     }
     let (dialer, balance) = (Arc::new(tcp::TcpDialer::new()), Arc::new(LeastRequests::new()));
-    let config = Arc::new(Config::new());
+    let workers = args.common.workers()?;
+    let config = Arc::new(Config::new().with_scheduler(workers.scheduler()));
     let gateway = Gateway::new(mesh, network, Arc::new(credentials), trusted, dialer, balance, config);
     let gateway = gateway.with_outliers(args.health.outliers());
     let gateway = set(gateway, args.attempts.map(usize::from), Gateway::with_attempts);
     let gateway = set(gateway, args.attempt_timeout, Gateway::with_attempt_timeout);
 
-    let workers = args.common.workers()?;
     let (drain, watch) = drain::channel();
     let mut tasks = JoinSet::new();
     let listener = tcp::listen(args.listen)?;

@@ -120,7 +120,8 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
         }
     }
 
-    let config = Arc::new(Config::new());
+    let workers = args.common.workers()?;
+    let config = Arc::new(Config::new().with_scheduler(workers.scheduler()));
     let mut dialer = tcp::TcpDialer::new();
     if let Some(mark) = args.mark {
         dialer = dialer.with_mark(mark);
@@ -135,7 +136,6 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
         dialer.clone(),
         config.clone(),
     );
-    let workers = args.common.workers()?;
     let pools =
         workers.set().handles().map(|_| Pool::new(dialer.clone(), config.clone(), args.pool())).collect::<Vec<_>>();
     let (own, balance) = (Arc::new(credentials), Arc::new(WeightedRandom::new()));

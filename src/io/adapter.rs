@@ -14,12 +14,12 @@ use super::{BytesRead, BytesWrite};
 ///
 /// Reading uses a buffer that follows the traffic, between 2 KiB and 128 KiB, and holds none while there is nothing to read.
 #[derive(Debug)]
-pub struct Plain<T> {
+pub struct BytesAdapter<T> {
     io: T,
     buffer: ReadBuffer,
 }
 
-impl<T> Plain<T> {
+impl<T> BytesAdapter<T> {
     /// Wraps a byte stream.
     pub fn new(io: T) -> Self {
         Self { io, buffer: ReadBuffer::default() }
@@ -41,7 +41,7 @@ impl<T> Plain<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> BytesRead for Plain<T> {
+impl<T: AsyncRead + Unpin> BytesRead for BytesAdapter<T> {
     fn poll_read_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         let this = self.get_mut();
         ready!(this.buffer.poll_fill(cx, &mut this.io))?;
@@ -49,7 +49,7 @@ impl<T: AsyncRead + Unpin> BytesRead for Plain<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> BytesWrite for Plain<T> {
+impl<T: AsyncWrite + Unpin> BytesWrite for BytesAdapter<T> {
     fn poll_write_bytes(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
         poll_write_some(&mut self.io, cx, data)
     }
@@ -73,13 +73,13 @@ pub(crate) fn poll_write_some<IO: AsyncWrite + Unpin>(
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Plain<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for BytesAdapter<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Plain<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for BytesAdapter<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -115,7 +115,7 @@ mod tests {
     #[tokio::test]
     async fn an_idle_reader_holds_no_buffer() {
         let (mut far, near) = tokio::io::duplex(64);
-        let mut near = Plain::new(near);
+        let mut near = BytesAdapter::new(near);
         far.write_all(b"hello").await.unwrap();
         assert_eq!(read_bytes(&mut near).await.unwrap(), "hello");
         for _ in 0..2 {
