@@ -31,7 +31,7 @@ pub struct Config {
     pub(crate) max_header_list_size: u32,
     pub(crate) send_buffer: usize,
     pub(crate) small_frame_budget: usize,
-    pub(crate) early_bytes: bool,
+    pub(crate) early_data: bool,
     pub(crate) keepalive_interval: Option<Duration>,
     pub(crate) keepalive_timeout: Duration,
     pub(crate) dial_timeout: Duration,
@@ -60,7 +60,7 @@ impl Config {
             max_header_list_size: 16 << 10,
             send_buffer: 512 << 10,
             small_frame_budget: 64 << 20,
-            early_bytes: true,
+            early_data: true,
             keepalive_interval: Some(Duration::from_secs(10)),
             keepalive_timeout: Duration::from_secs(20),
             dial_timeout: Duration::from_secs(10),
@@ -139,8 +139,8 @@ impl Config {
     /// Whether the TLS handshake inside a tunnel begins before the peer's 200. Default true, which saves a round trip for each
     /// nested connection. A peer that can't have it is found out and waited for, at the cost of one more attempt; turn it off
     /// where that is known of all peers. See [`nested`](crate::nested).
-    pub fn with_early_bytes(mut self, early: bool) -> Self {
-        self.early_bytes = early;
+    pub fn with_early_data(mut self, early: bool) -> Self {
+        self.early_data = early;
         self
     }
 

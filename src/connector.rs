@@ -348,7 +348,7 @@ impl Inner {
             let metadata = self.metadata(source, route, from);
             // Part of the attempt may have gone by until there was a connection.
             let patience = self.settings.attempt_timeout / 2;
-            let tunnel = lease.connect_patiently(&route.authority, &metadata, patience).await;
+            let tunnel = lease.connect_within(&route.authority, &metadata, patience).await;
             let tunnel = tunnel.map_err(|e| Failed { error: e.error, is_repeated: e.is_repeated })?;
             Ok((tunnel, identities))
         };

@@ -9,10 +9,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::conn::{Maintenance, Shared, Transport, WriteBatch, driver_result};
+use crate::conn::{Maintenance, Permits, Shared, Transport, WriteBatch, driver_result};
 use crate::error::Result;
 use crate::io::Turns;
-use crate::tunnel::Slots;
 
 /// Moves the frames of one client connection. Spawn it; it ends by itself.
 ///
@@ -23,7 +22,7 @@ pub struct Driver<IO> {
     connection: h2::client::Connection<Transport<IO>, Bytes>,
     batch: WriteBatch<IO>,
     maintenance: Maintenance,
-    slots: Arc<Slots>,
+    permits: Arc<Permits>,
     shared: Arc<Shared>,
     turns: Turns,
 }
@@ -36,26 +35,26 @@ where
         connection: h2::client::Connection<Transport<IO>, Bytes>,
         batch: WriteBatch<IO>,
         maintenance: Maintenance,
-        slots: Arc<Slots>,
+        permits: Arc<Permits>,
         shared: Arc<Shared>,
     ) -> Self {
         let turns = shared.turns();
-        Self { connection, batch, maintenance, slots, shared, turns }
+        Self { connection, batch, maintenance, permits, shared, turns }
     }
 
     /// Moves all frames that can be moved now.
     fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         if let Poll::Ready(error) = self.maintenance.poll(cx, &self.shared) {
-            self.slots.close();
+            self.permits.close();
             return Poll::Ready(Err(error));
         }
         self.maintenance.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
         self.batch.begin();
         let result = Pin::new(&mut self.connection).poll(cx);
         // The peer may change its limit at any time, and tells it first right after the handshake.
-        self.slots.set_peer_limit(self.connection.max_concurrent_send_streams());
-        if self.shared.is_going_away() && !self.slots.is_closed() {
-            self.slots.close();
+        self.permits.set_peer_limit(self.connection.max_concurrent_send_streams());
+        if self.shared.is_going_away() && !self.permits.is_closed() {
+            self.permits.close();
         }
         match result {
             Poll::Pending => {
@@ -65,7 +64,7 @@ where
             }
             Poll::Ready(result) => {
                 let result = driver_result(&self.shared, result);
-                self.slots.close();
+                self.permits.close();
                 Poll::Ready(result)
             }
         }
@@ -90,7 +89,7 @@ where
 
 impl<IO> Drop for Driver<IO> {
     fn drop(&mut self) {
-        self.slots.close();
+        self.permits.close();
         self.shared.close();
     }
 }

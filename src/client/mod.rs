@@ -2,7 +2,6 @@
 
 mod driver;
 
-use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,11 +13,11 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::authority::Authority;
 use crate::config::Config;
-use crate::conn::{EarlyBytes, Maintenance, Shared, Traffic, Transport, client_builder};
+use crate::conn::{EarlyDataCell, Maintenance, Permits, Shared, SharedPermit, Traffic, Transport, client_builder};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::metadata::{FORWARDED, Metadata, TRACEPARENT};
-use crate::tunnel::{Opening, Slots, TunnelStream};
+use crate::tunnel::{Opening, TunnelStream};
 
 pub use driver::Driver;
 
@@ -29,7 +28,7 @@ pub use driver::Driver;
 #[derive(Clone)]
 pub struct Client {
     requests: SendRequest<Bytes>,
-    slots: Arc<Slots>,
+    permits: Arc<Permits>,
     shared: Arc<Shared>,
     config: Arc<Config>,
     hop: usize,
@@ -38,6 +37,8 @@ pub struct Client {
 /// No two tunnels have the same value of these, so that they are not to be in HPACK's table (RFC 7541, section 6.2.3): there they
 /// push out what tunnels have in common, and all of them are compared to each new one.
 const EACH_ITS_OWN: [HeaderName; 2] = [FORWARDED, TRACEPARENT];
+
+const OPENING: &str = "opening a tunnel";
 
 /// How many tunnels a connection carries and may carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,19 +117,19 @@ impl Builder {
         let batch = transport.write_batch();
         let starting = client_builder(&config).handshake(transport);
         let (requests, mut connection) = starting.await.map_err(|e| shared.explain(e, Layer::Http2, DOING))?;
-        let slots = Slots::new(config.max_tunnels as usize, requests.current_max_send_streams());
+        let permits = Permits::new(config.max_tunnels as usize, requests.current_max_send_streams());
         let maintenance = Maintenance::new(&config, connection.ping_pong());
-        let driver = Driver::new(connection, batch, maintenance, slots.clone(), shared.clone());
-        Ok((Client { requests, slots, shared, config, hop }, driver))
+        let driver = Driver::new(connection, batch, maintenance, permits.clone(), shared.clone());
+        Ok((Client { requests, permits, shared, config, hop }, driver))
     }
 }
 
 impl Client {
-    /// Opens a tunnel: waits for a free slot, sends the CONNECT, and returns when the peer's 200 is here, which a peer sends
+    /// Opens a tunnel: waits for room on the connection, sends the CONNECT, and returns when the peer's 200 is here, which a peer sends
     /// only once it is connected to `authority`.
     ///
     /// The [`connect_timeout`](Config::with_connect_timeout) covers all of it. Cancel safe: when dropped, the stream is
-    /// cancelled and its slot is free again.
+    /// cancelled and no longer counts.
     ///
     /// # Errors
     ///
@@ -150,55 +151,67 @@ impl Client {
     /// early only what can be sent again on another tunnel, to peers of which that is known or found out, as
     /// [`nested::extend`](crate::nested::extend) does.
     ///
-    /// Waiting for a free slot and for the answer have the [`connect_timeout`](Config::with_connect_timeout) together. Cancel
+    /// Waiting for room and for the answer have the [`connect_timeout`](Config::with_connect_timeout) together. Cancel
     /// safe, as [`Client::connect`].
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Timeout`] for want of a slot; or why the connection ended. What became of the CONNECT,
+    /// [`ErrorKind::Timeout`] for want of room; or why the connection ended. What became of the CONNECT,
     /// [`TunnelStream::opened`] tells.
     pub async fn connect_early(&self, authority: &Authority, metadata: &Metadata) -> Result<TunnelStream> {
-        self.connect_holding(authority, metadata, ()).await
+        const WAITING: &str = "waiting for room on the connection";
+        let deadline = Instant::now() + self.config.connect_timeout;
+        match timeout_at(deadline, self.permits.acquire()).await {
+            Ok(Ok(permit)) => self.request(authority, metadata, permit, deadline),
+            Ok(Err(_)) => Err(self.shared.gone(WAITING)),
+            Err(_) => {
+                let error = Error::new(ErrorKind::Timeout, Layer::Connect, Side::Local, WAITING);
+                Err(self.shared.describe(error.with_advice("allow more tunnels, or open another connection")))
+            }
+        }
     }
 
-    /// [`Client::connect_early`] with something that is dropped when the tunnel's slot is free again, or when there is none.
-    pub(crate) async fn connect_holding(
+    /// [`Client::connect_early`] with a permit that somebody else has issued, and counts. It is dropped with the tunnel, or
+    /// at once where there is none.
+    pub(crate) fn connect_with(
         &self,
         authority: &Authority,
         metadata: &Metadata,
-        held: impl Any + Send + Sync,
+        permit: SharedPermit,
     ) -> Result<TunnelStream> {
-        const WAITING: &str = "waiting for room on the connection";
-        let deadline = Instant::now() + self.config.connect_timeout;
-        let mut slot = match timeout_at(deadline, self.slots.acquire()).await {
-            Ok(Ok(slot)) => slot,
-            Ok(Err(_)) => return Err(self.shared.gone(WAITING)),
-            Err(_) => {
-                let error = Error::new(ErrorKind::Timeout, Layer::Connect, Side::Local, WAITING);
-                return Err(self.shared.describe(error.with_advice("allow more tunnels, or open another connection")));
-            }
-        };
-        slot.hold(held);
+        if self.is_closed() {
+            return Err(self.shared.gone(OPENING));
+        }
+        self.request(authority, metadata, permit, Instant::now() + self.config.connect_timeout)
+    }
+
+    fn request(
+        &self,
+        authority: &Authority,
+        metadata: &Metadata,
+        permit: SharedPermit,
+        deadline: Instant,
+    ) -> Result<TunnelStream> {
         let request = request(authority, metadata)?;
         // Each request has a handle of its own: h2 keeps state about the last request in it.
         let (response, send) = self
             .requests
             .clone()
             .send_request(request, false)
-            .map_err(|e| self.shared.explain(e, Layer::Connect, "opening a tunnel"))?;
+            .map_err(|e| self.shared.explain(e, Layer::Connect, OPENING))?;
         let opening = Box::new(Opening::new(response, deadline, authority.clone()));
-        Ok(TunnelStream::opening(opening, send, self.shared.clone(), slot, authority.clone()))
+        Ok(TunnelStream::opening(opening, send, self.shared.clone(), permit, authority.clone()))
     }
 
     /// How many tunnels there are and may be.
     pub fn load(&self) -> Load {
-        Load { open: self.slots.used(), limit: self.slots.limit() }
+        Load { open: self.permits.used(), limit: self.permits.limit() }
     }
 
     /// Whether the connection takes no more tunnels, because it ended or the peer sent GOAWAY. Tunnels that are open may
     /// still run.
     pub fn is_closed(&self) -> bool {
-        self.slots.is_closed()
+        self.permits.is_closed()
     }
 
     /// Who the peer has proved to be.
@@ -212,8 +225,8 @@ impl Client {
     }
 
     /// The view of the connection that does not keep it open.
-    pub(crate) fn slots(&self) -> &Arc<Slots> {
-        &self.slots
+    pub(crate) fn permits(&self) -> &Arc<Permits> {
+        &self.permits
     }
 
     /// Counts reads that brought something from the peer.
@@ -226,9 +239,9 @@ impl Client {
         Traffic(self.shared.clone())
     }
 
-    /// What the peer does with bytes before its 200.
-    pub(crate) fn early_bytes(&self) -> &EarlyBytes {
-        self.shared.early_bytes()
+    /// What the peer does with data before its 200.
+    pub(crate) fn early_data(&self) -> &EarlyDataCell {
+        self.shared.early_data()
     }
 
     pub(crate) fn config(&self) -> &Arc<Config> {

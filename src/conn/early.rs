@@ -1,33 +1,33 @@
-//! What a peer does with bytes that come before its answer to a CONNECT.
+//! What a peer does with data that comes before its answer to a CONNECT.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Found out by trying. Belongs to one connection, and so to one peer.
+/// Found out by trying, see [`nested`](crate::nested). Belongs to one connection, and so to one peer.
 #[derive(Debug, Default)]
-pub(crate) struct EarlyBytes(AtomicU8);
+pub(crate) struct EarlyDataCell(AtomicU8);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Manner {
+pub(crate) enum EarlyData {
     /// Nothing is known.
     #[default]
     Unknown,
-    /// It keeps them until it is connected.
-    Takes,
-    /// It fails the tunnel, or loses them.
-    Waits,
+    /// It keeps the data until it is connected.
+    Accepted,
+    /// It fails the tunnel, or loses the data.
+    Rejected,
 }
 
-impl EarlyBytes {
-    pub(crate) fn get(&self) -> Manner {
+impl EarlyDataCell {
+    pub(crate) fn get(&self) -> EarlyData {
         match self.0.load(Ordering::Relaxed) {
-            1 => Manner::Takes,
-            2 => Manner::Waits,
-            _ => Manner::Unknown,
+            1 => EarlyData::Accepted,
+            2 => EarlyData::Rejected,
+            _ => EarlyData::Unknown,
         }
     }
 
-    pub(crate) fn set(&self, manner: Manner) {
-        self.0.store(manner as u8, Ordering::Relaxed);
+    pub(crate) fn set(&self, early_data: EarlyData) {
+        self.0.store(early_data as u8, Ordering::Relaxed);
     }
 }

@@ -5,14 +5,14 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::tunnel::Slot;
+use super::SharedPermit;
 
 /// What is read and thrown away at most while waiting for the peer's end; a peer that sends more is told to stop.
 const MAX_DISCARD: usize = 256 << 10;
@@ -22,7 +22,7 @@ const MAX_DISCARD: usize = 256 << 10;
 pub(crate) struct LingeringTunnel {
     pub(crate) recv: h2::RecvStream,
     /// Counts the stream as open until it is not.
-    pub(crate) _slot: Option<Arc<Slot>>,
+    pub(crate) _permit: Option<SharedPermit>,
 }
 
 /// From the tunnels to the driver.

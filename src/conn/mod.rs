@@ -5,6 +5,7 @@ mod flow;
 mod goaway;
 mod keepalive;
 mod linger;
+mod permit;
 mod settings;
 mod transport;
 mod window;
@@ -20,11 +21,12 @@ use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::io::{Scheduler, Turns};
 
-pub(crate) use early::{EarlyBytes, Manner};
+pub(crate) use early::{EarlyData, EarlyDataCell};
 pub(crate) use flow::{Flow, Meter};
 use keepalive::{Keepalive, Pinger};
 pub(crate) use linger::LingeringTunnel;
 use linger::{LingerQueue, Lingering};
+pub(crate) use permit::{Permit, Permits, SharedPermit};
 pub(crate) use settings::{client_builder, server_builder};
 pub(crate) use transport::{Transport, WriteBatch};
 use window::Window;
@@ -45,7 +47,7 @@ pub(crate) struct Shared {
     failure: OnceLock<Error>,
     /// The peer takes no more tunnels.
     going_away: AtomicBool,
-    early: EarlyBytes,
+    early_data: EarlyDataCell,
     flow: Flow,
     linger: LingerQueue,
 }
@@ -61,7 +63,7 @@ impl Shared {
             sent: AtomicU64::new(0),
             failure: OnceLock::new(),
             going_away: AtomicBool::new(false),
-            early: EarlyBytes::default(),
+            early_data: EarlyDataCell::default(),
             flow: Flow::default(),
             linger: LingerQueue::default(),
         })
@@ -80,8 +82,8 @@ impl Shared {
         &self.flow
     }
 
-    pub(crate) fn early_bytes(&self) -> &EarlyBytes {
-        &self.early
+    pub(crate) fn early_data(&self) -> &EarlyDataCell {
+        &self.early_data
     }
 
     /// Leaves a finished tunnel to the driver, which waits for the peer's end.

@@ -13,7 +13,8 @@ pub struct PoolConfig {
     pub(super) busy_connections: usize,
     pub(super) idle_timeout: Duration,
     pub(super) max_age: Duration,
-    pub(super) dial_deadline: Duration,
+    pub(super) open_timeout: Duration,
+    pub(super) checkout_timeout: Duration,
     pub(super) back_off: (Duration, Duration),
 }
 
@@ -29,7 +30,8 @@ impl PoolConfig {
             busy_connections: 4,
             idle_timeout: Duration::from_secs(300),
             max_age: Duration::from_secs(600),
-            dial_deadline: Duration::from_secs(10),
+            open_timeout: Duration::from_secs(10),
+            checkout_timeout: Duration::from_secs(20),
             back_off: (Duration::from_millis(100), Duration::from_secs(3)),
         }
     }
@@ -72,9 +74,16 @@ impl PoolConfig {
     }
 
     /// How long opening a connection may take: all of it, from the first byte stream to HTTP/2, and on a nested path the hops
-    /// below as well. Default 10 s. Whoever waits for it hears by then.
-    pub fn with_dial_deadline(mut self, deadline: Duration) -> Self {
-        self.dial_deadline = deadline.min(LONGEST);
+    /// before as well. Default 10 s. Its waiters learn by then why there is none.
+    pub fn with_open_timeout(mut self, timeout: Duration) -> Self {
+        self.open_timeout = timeout.min(LONGEST);
+        self
+    }
+
+    /// How long [`Pool::checkout`](super::Pool::checkout) waits in all, for a connection to be opened or for room on one.
+    /// Default 20 s. Raising it lets callers queue for longer where all connections are full.
+    pub fn with_checkout_timeout(mut self, timeout: Duration) -> Self {
+        self.checkout_timeout = timeout.min(LONGEST);
         self
     }
 

@@ -1,4 +1,4 @@
-//! Opening a connection: the first hop from a byte stream, each further one through a lease on the hop before it.
+//! Opening a connection: the first hop over a byte stream, each further one through a lease on the hop before it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,27 +8,26 @@ use tokio::time::{Instant, timeout_at};
 
 use super::lease::{Lease, SILENCE};
 use super::source::SourceShared;
-use super::state::{ConnId, Key};
-use super::{Backend, Inner};
+use super::state::{ConnId, Key, Purpose};
+use super::{BackendId, Inner};
 use crate::client::{Builder, Client};
 use crate::config::Config;
-use crate::conn::Manner;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::io::{self, Dial, ReadAhead};
-use crate::nested::{self, Failed, Nested, Start};
+use crate::nested::{self, Carrier, Failed, Start};
 use crate::path::{DirectHop, Path, TunnelledHop};
 use crate::tunnel::Stage;
 
 pub(super) type BoxDriver = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// A connection whose driver has not been started.
-pub(super) struct Dialled {
+pub(super) struct NewConnection {
     pub(super) client: Client,
     pub(super) driver: BoxDriver,
     pub(super) identities: Vec<SpiffeId>,
     pub(super) parent: Option<ConnId>,
-    pub(super) backend: Option<Backend>,
+    pub(super) backend: Option<BackendId>,
 }
 
 /// Opens the last hop of a key's path, all of it by the deadline.
@@ -38,29 +37,34 @@ pub(super) fn dial(
     pool: Weak<Inner>,
     source: Arc<SourceShared>,
     key: Key,
-    covered: Vec<Backend>,
+    known_backends: Vec<BackendId>,
     deadline: Instant,
-) -> Pin<Box<dyn Future<Output = Result<Dialled>> + Send>> {
+) -> Pin<Box<dyn Future<Output = Result<NewConnection>> + Send>> {
     Box::pin(async move {
         let Some((config, dialer)) = pool.upgrade().map(|pool| (pool.config.clone(), pool.dialer.clone())) else {
             return Err(gone("the pool is gone"));
         };
         match key.path.parent() {
             None => direct(&*dialer, &source, key.path.first(), &config, deadline).await,
-            Some((parent, hop)) => tunnelled(&pool, &source, &parent, hop, &covered, &config, deadline).await,
+            Some((parent, hop)) => {
+                let source = &*source;
+                let mut through =
+                    Through { pool: &pool, source, parent: &parent, hop, known_backends, config: &config, deadline };
+                nested::open(&mut through, &config).await
+            }
         }
     })
 }
 
-/// Does one part of it. Who is late says with what.
+/// Does one step of it, and says which one took too long.
 async fn by<T>(
     deadline: Instant,
     layer: Layer,
     doing: &'static str,
-    part: impl Future<Output = Result<T>>,
+    step: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     let late = |_| Err(Error::new(ErrorKind::Timeout, layer, Side::Remote, doing));
-    timeout_at(deadline, part).await.unwrap_or_else(late)
+    timeout_at(deadline, step).await.unwrap_or_else(late)
 }
 
 async fn direct(
@@ -69,7 +73,7 @@ async fn direct(
     hop: &DirectHop,
     config: &Arc<Config>,
     deadline: Instant,
-) -> Result<Dialled> {
+) -> Result<NewConnection> {
     let opening = async {
         let stream = io::dial(dialer, hop.address, config.dial_timeout);
         let stream = by(deadline, Layer::Dial, "opening a byte stream", stream).await?;
@@ -78,105 +82,75 @@ async fn direct(
         let peer = stream.peer_identity().clone();
         let starting = Builder::new().config(config.clone()).peer(peer.clone()).handshake(stream);
         let (client, driver) = by(deadline, Layer::Http2, "sending the HTTP/2 preface", starting).await?;
-        Ok(Dialled { client, driver: Box::pin(driver), identities: vec![peer], parent: None, backend: None })
+        Ok(NewConnection { client, driver: Box::pin(driver), identities: vec![peer], parent: None, backend: None })
     };
     opening.await.map_err(|e: Error| if e.hop().is_some() { e } else { e.with_peer(hop.address).with_hop(0) })
 }
 
-async fn tunnelled(
-    pool: &Weak<Inner>,
-    source: &Arc<SourceShared>,
-    parent: &Path,
-    hop: &TunnelledHop,
-    covered: &[Backend],
-    config: &Arc<Config>,
+/// A hop that runs through a tunnel of the pool.
+struct Through<'a> {
+    pool: &'a Weak<Inner>,
+    source: &'a SourceShared,
+    parent: &'a Path,
+    hop: &'a TunnelledHop,
+    known_backends: Vec<BackendId>,
+    config: &'a Arc<Config>,
     deadline: Instant,
-) -> Result<Dialled> {
-    let known = |pool: Arc<Inner>| pool.waiters().contains(parent, Instant::now());
-    let mut start = pool.upgrade().is_some_and(known).then_some(Start::Opened);
-    loop {
-        let lease = place(pool, source, parent, deadline).await?;
-        let connection = lease.connection().clone();
-        let begins = start.unwrap_or_else(|| Start::of(config, connection.client.early_bytes().get()));
-        match nest(lease, begins, source, parent.depth(), hop, covered, config, deadline).await {
-            Ok(Nested { client, driver, answer }) => {
-                if let Some(manner) = begins.proves() {
-                    connection.client.early_bytes().set(manner);
-                    if manner == Manner::Waits
-                        && let Some(pool) = pool.upgrade()
-                    {
-                        pool.waiters().note(parent.clone(), Instant::now());
-                    }
-                }
-                let backend = answer.backend().cloned().map(Backend::Token);
-                let identities = connection.identities.iter().chain(client.peer_identity()).cloned().collect();
-                return Ok(Dialled {
-                    client,
-                    driver: Box::pin(driver),
+}
+
+impl Carrier for Through<'_> {
+    type Lease = Lease;
+    type Nested = NewConnection;
+
+    async fn lease(&mut self) -> Result<(Lease, Client)> {
+        let key = Key { source: self.source.id, path: self.parent.clone() };
+        let lease = Inner::checkout(self.pool, self.source, key, Purpose::Nested, self.deadline).await?;
+        let client = lease.connection().client.clone();
+        Ok((lease, client))
+    }
+
+    async fn attempt(&mut self, lease: Lease, start: Start) -> Result<NewConnection, Failed> {
+        const OPENING: &str = "opening a tunnel";
+        let Self { source, parent, hop, config, .. } = *self;
+        let (connection, index) = (lease.connection().clone(), parent.depth());
+        let in_outer = |e: Error| if e.hop().is_some() { e } else { e.with_hop(index - 1) };
+        let late = |layer, doing| Error::new(ErrorKind::Timeout, layer, Side::Remote, doing);
+        let known_backends = self.known_backends.iter().filter_map(BackendId::token).cloned();
+        let metadata = source.metadata.clone().with_known_backends(known_backends);
+        let sent = lease.send_connect(&hop.authority, &metadata, SILENCE);
+        let (tunnel, pending) = sent.map_err(|e| in_outer(e.error))?;
+        let progress = tunnel.progress();
+        let nesting = nested::over(tunnel, start, config, index, hop, &source.tls);
+        match timeout_at(self.deadline, nesting).await {
+            Ok(Ok(nested)) => {
+                pending.opened(|| &nested.answer);
+                let identities = connection.identities.iter().chain(nested.client.peer_identity()).cloned().collect();
+                Ok(NewConnection {
+                    client: nested.client,
+                    driver: Box::pin(nested.driver),
                     identities,
                     parent: Some(connection.id),
-                    backend,
-                });
+                    backend: nested.answer.backend().cloned().map(BackendId::Token),
+                })
             }
-            Err(Failed { error, doubt: Some(spent) }) => {
-                tracing::debug!(%error, "trying again after the 200");
-                if connection.client.is_closed()
-                    && let Some(pool) = pool.upgrade()
-                {
-                    // All its tunnels went with it. That must not happen again, proved or not.
-                    pool.waiters().note(parent.clone(), Instant::now());
-                }
-                start = Some(Start::Again(spent));
+            Ok(Err(failed)) if progress.is(Stage::Open) => Err(failed),
+            Ok(Err(failed)) => Err(Failed { error: in_outer(pending.failed(failed.error).error), ..failed }),
+            Err(_) if progress.is(Stage::Open) => {
+                let error = late(Layer::Tls, "opening a connection inside another");
+                Err(error.with_peer(&hop.authority).with_hop(index).into())
             }
-            Err(failed) => return Err(failed.error),
+            Err(_) => Err(in_outer(pending.failed(late(Layer::Connect, OPENING)).error).into()),
         }
     }
-}
 
-/// A place for the tunnel to the next hop.
-async fn place(pool: &Weak<Inner>, source: &Arc<SourceShared>, parent: &Path, deadline: Instant) -> Result<Lease> {
-    let key = Key { source: source.id, path: parent.clone() };
-    if let Ok(lease) = timeout_at(deadline, Inner::checkout(pool, source, key, true)).await {
-        return lease;
+    fn is_denied(&self) -> bool {
+        self.pool.upgrade().is_some_and(|pool| pool.early_data_denylist().contains(self.parent, Instant::now()))
     }
-    let full = || Error::new(ErrorKind::Timeout, Layer::Http2, Side::Local, "waiting for room on a connection");
-    let stalled = pool.upgrade().and_then(|pool| pool.stalled(source.id, parent));
-    Err(stalled.unwrap_or_else(|| full().with_peer(parent.first().address).with_hop(parent.depth() - 1)))
-}
 
-/// Opens the tunnel and the session inside it.
-#[expect(clippy::too_many_arguments, reason = "all of them are the dial's own")]
-async fn nest(
-    lease: Lease,
-    start: Start,
-    source: &SourceShared,
-    depth: usize,
-    hop: &TunnelledHop,
-    covered: &[Backend],
-    config: &Arc<Config>,
-    deadline: Instant,
-) -> Result<Nested, Failed> {
-    const OPENING: &str = "opening a tunnel";
-    let in_outer = |e: Error| if e.hop().is_some() { e } else { e.with_hop(depth - 1) };
-    let late = |layer, doing| Error::new(ErrorKind::Timeout, layer, Side::Remote, doing);
-    let metadata = source.metadata.clone().with_known_backends(covered.iter().filter_map(Backend::token).cloned());
-    let asking = async { Ok(lease.ask(&hop.authority, &metadata, SILENCE).await?) };
-    let (tunnel, asked) = by(deadline, Layer::Connect, OPENING, asking).await.map_err(in_outer)?;
-    let progress = tunnel.progress();
-    let nesting = nested::over(tunnel, start, config, depth, hop, &source.tls);
-    let nested = timeout_at(deadline, nesting).await;
-    match nested {
-        Ok(Ok(nested)) => {
-            asked.opened(|| &nested.answer);
-            Ok(nested)
+    fn deny(&self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.early_data_denylist().insert(self.parent.clone(), Instant::now());
         }
-        Ok(Err(failed)) if progress.is(Stage::Open) => Err(failed),
-        Ok(Err(Failed { error, doubt })) => Err(Failed { error: in_outer(Error::from(asked.failed(error))), doubt }),
-        Err(_) if progress.is(Stage::Open) => {
-            let error = late(Layer::Tls, "opening a connection inside another");
-            Err(error.with_peer(&hop.authority).with_hop(depth).into())
-        }
-        Err(_) => Err(in_outer(Error::from(asked.failed(late(Layer::Connect, OPENING)))).into()),
     }
 }
 

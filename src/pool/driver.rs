@@ -1,4 +1,4 @@
-//! The pool's tasks: one for each connection, and one for what is due.
+//! The task of each connection.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -6,16 +6,15 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::Inner;
 use super::dial::BoxDriver;
 use super::lease::Connection;
 use super::state::ConnId;
-use crate::conn::Traffic;
+use crate::conn::{Permits, Traffic};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{Load, LoadMeter, Sample};
-use crate::tunnel::Slots;
 
 /// The task of one connection: drives it, and reports to the pool what changes.
 pub(super) struct ConnectionTask {
@@ -24,7 +23,7 @@ pub(super) struct ConnectionTask {
     driver: BoxDriver,
     /// Does not keep the connection open.
     connection: Weak<Connection>,
-    slots: Arc<Slots>,
+    permits: Arc<Permits>,
     traffic: Traffic,
     reported: Report,
     /// How long it has been at work so far.
@@ -43,14 +42,14 @@ struct Report {
 
 impl ConnectionTask {
     pub(super) fn new(pool: Weak<Inner>, connection: &Arc<Connection>, driver: BoxDriver) -> Self {
-        let slots = connection.client.slots().clone();
+        let permits = connection.client.permits().clone();
         Self {
             pool,
             id: connection.id,
             driver,
             connection: Arc::downgrade(connection),
-            reported: Report { limit: slots.limit(), settled: false, closed: false },
-            slots,
+            reported: Report { limit: permits.limit(), settled: false, closed: false },
+            permits,
             traffic: connection.client.traffic(),
             busy: Duration::ZERO,
             meter: LoadMeter::new(Instant::now()),
@@ -71,7 +70,7 @@ impl ConnectionTask {
     fn report(&mut self, load: Option<Load>, result: &Poll<Result<()>>) {
         let before = self.reported;
         let heard = || self.connection.upgrade().is_none_or(|connection| connection.client.reads() > 0);
-        let (limit, closed) = (self.slots.limit(), self.slots.is_closed());
+        let (limit, closed) = (self.permits.limit(), self.permits.is_closed());
         self.reported = Report { limit, settled: before.settled || heard(), closed };
         let stillborn = match result {
             Poll::Ready(result) if !self.reported.settled => Some(result.clone().err().unwrap_or_else(unheard)),
@@ -83,9 +82,9 @@ impl ConnectionTask {
         }
         let Some(pool) = self.pool.upgrade() else { return };
         pool.step(|state, now| match (stillborn, closed) {
-            (Some(error), _) => state.failed(self.id, error, now),
+            (Some(error), _) => state.failed_before_settings(self.id, error, now),
             // Also when the pool gives no places on it any more: those inside it have to know.
-            (None, true) => state.doomed(self.id, now),
+            (None, true) => state.drain(self.id, now),
             (None, false) => {
                 state.changed(self.id, now);
                 if let Some(load) = load {
@@ -120,22 +119,7 @@ impl Future for ConnectionTask {
 impl Drop for ConnectionTask {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.gone(self.id);
-        }
-    }
-}
-
-/// Does what is due until nothing is, or the pool is gone.
-pub(super) async fn timer(pool: Weak<Inner>) {
-    loop {
-        let Some(strong) = pool.upgrade() else { return };
-        let Some(next) = strong.tick() else { return };
-        let wake = strong.wake.clone();
-        let woken = wake.notified();
-        drop(strong);
-        tokio::select! {
-            () = sleep_until(next) => {}
-            () = woken => {}
+            pool.ended(self.id);
         }
     }
 }

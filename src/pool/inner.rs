@@ -1,44 +1,39 @@
-//! What carries the decisions out: one short lock around the state machine, and the tasks.
+//! Carries the decisions out: one short lock around the state machine, and the tasks.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::SystemTime;
 
 use futures_util::future::{AbortHandle, Abortable};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
-use tokio::task;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use super::dial::{self, Dialled};
-use super::driver::{ConnectionTask, timer};
-use super::early::Waiters;
-use super::lease::{Connection, Lease, Place};
+use super::dial::{self, NewConnection};
+use super::driver::ConnectionTask;
+use super::lease::{Connection, Lease, PoolPermit};
 use super::source::{Source, SourceShared};
-use super::state::{Action, ConnId, Grant, Key, Landed, SourceId, State, WaiterId};
-use super::{PoolConfig, PoolStats};
+use super::state::{Action, ConnId, Counts, Dialed, Key, Permit, Purpose, SourceId, State, WaiterId};
+use super::tasks::{self, Task};
+use super::{BackendId, PoolConfig, PoolStats};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::Dial;
 use crate::metadata::Metadata;
-use crate::path::{Path, Reuse};
+use crate::nested::EarlyDataDenylist;
+use crate::path::Path;
 use crate::tls::CredentialSource;
 
 pub(super) struct Inner {
     locked: Mutex<Locked>,
     pub(super) dialer: Arc<dyn Dial>,
     pub(super) config: Arc<Config>,
-    dial_deadline: Duration,
-    waiters: Mutex<Waiters>,
-    /// Tunnels of callers, in contrast to those that hold further connections of the pool.
-    tunnels: AtomicUsize,
+    pub(super) settings: PoolConfig,
+    early_data_denylist: Mutex<EarlyDataDenylist>,
     /// Wakes the timer task.
     pub(super) wake: Arc<Notify>,
-    /// A connection is gone.
+    /// A connection has ended.
     ended: Notify,
-    /// Where the tasks run. Places are given back on any thread, and what follows may be a dial.
-    runtime: OnceLock<Handle>,
 }
 
 pub(super) type Machine = State<Arc<Connection>, Waiter>;
@@ -47,20 +42,20 @@ struct Locked {
     state: Machine,
     sources: HashMap<SourceId, Arc<SourceShared>>,
     next_source: SourceId,
-    dials: HashMap<ConnId, task::AbortHandle>,
-    /// By how deep they are nested.
+    dials: HashMap<ConnId, AbortHandle>,
+    /// With the depth of their connections.
     drivers: HashMap<ConnId, (usize, AbortHandle)>,
     /// What the timer task sleeps until, if there is one.
     timer: Option<Instant>,
+    /// Where tasks are started: the runtime of the last caller that had to wait. Permits are returned on any thread, and what
+    /// follows may be a dial.
+    runtime: Option<Handle>,
 }
 
-pub(super) struct Waiter {
-    sender: oneshot::Sender<Result<Lease>>,
-    /// As in [`Place`].
-    inner: bool,
-}
+/// Dropped where the caller has to ask again: the dial that it waited for was lost.
+pub(super) struct Waiter(oneshot::Sender<Result<Lease>>);
 
-/// Somebody who waits for a connection.
+/// A caller's end of a [`Waiter`].
 struct Waiting {
     pool: Weak<Inner>,
     key: Key,
@@ -68,8 +63,12 @@ struct Waiting {
     receiver: oneshot::Receiver<Result<Lease>>,
 }
 
+/// How often a caller asks for a connection whose dial is lost each time. Asking again starts the dial on the caller's own
+/// runtime, so that the second loss says that this one is about to end too.
+const ASKS: usize = 3;
+
 impl Inner {
-    pub(super) fn new(dialer: Arc<dyn Dial>, config: Arc<Config>, settings: &PoolConfig) -> Arc<Self> {
+    pub(super) fn new(dialer: Arc<dyn Dial>, config: Arc<Config>, settings: PoolConfig) -> Arc<Self> {
         Arc::new(Self {
             locked: Mutex::new(Locked {
                 state: State::new(settings.limits(&config), fastrand::Rng::new()),
@@ -78,19 +77,18 @@ impl Inner {
                 dials: HashMap::new(),
                 drivers: HashMap::new(),
                 timer: None,
+                runtime: None,
             }),
             dialer,
             config,
-            dial_deadline: settings.dial_deadline,
-            waiters: Mutex::default(),
-            tunnels: AtomicUsize::new(0),
+            settings,
+            early_data_denylist: Mutex::default(),
             wake: Arc::new(Notify::new()),
             ended: Notify::new(),
-            runtime: OnceLock::new(),
         })
     }
 
-    /// No [`Lease`] may be dropped under the lock: giving its place back takes the same lock.
+    /// No [`Lease`] may be dropped and no task started under the lock: both may take the same lock.
     fn lock(&self) -> MutexGuard<'_, Locked> {
         self.locked.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -118,40 +116,47 @@ impl Inner {
         drop(shared);
     }
 
-    /// The peers that take no bytes before their 200.
-    pub(super) fn waiters(&self) -> MutexGuard<'_, Waiters> {
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn early_data_denylist(&self) -> MutexGuard<'_, EarlyDataDenylist> {
+        self.early_data_denylist.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) async fn checkout(pool: &Weak<Self>, source: &SourceShared, key: Key, inner: bool) -> Result<Lease> {
-        let mut waiting = {
-            let Some(strong) = pool.upgrade() else { return Err(dial::gone("the pool is gone")) };
-            strong.runtime.get_or_init(Handle::current);
-            if source.has_rotated(SystemTime::now()) {
-                strong.step(|state, now| state.source_ended(source.id, None, now));
+    /// A lease by the deadline.
+    pub(super) async fn checkout(
+        pool: &Weak<Self>,
+        source: &SourceShared,
+        key: Key,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> Result<Lease> {
+        for _ in 0..ASKS {
+            let mut waiting = {
+                let Some(strong) = pool.upgrade() else { return Err(dial::gone("the pool is gone")) };
+                if source.has_rotated(SystemTime::now()) {
+                    strong.step(|state, now| state.source_ended(source.id, None, now));
+                }
+                if let Some(permit) = strong.step(|state, now| state.try_checkout(&key, purpose, now)) {
+                    return Ok(strong.lease(permit));
+                }
+                strong.lock().runtime = Some(Handle::current());
+                let (sender, receiver) = oneshot::channel();
+                let id = strong.step(|state, now| state.enqueue(&key, purpose, Waiter(sender), now))?;
+                Waiting { pool: pool.clone(), key: key.clone(), id, receiver }
+            };
+            match timeout_at(deadline, &mut waiting.receiver).await {
+                Ok(Ok(result)) => return result,
+                Ok(Err(_)) => {}
+                Err(_) => {
+                    let Some(strong) = pool.upgrade() else { return Err(dial::gone("the pool is gone")) };
+                    return Err(strong.stalled(source.id, &key.path).unwrap_or_else(|| no_room(&key.path)));
+                }
             }
-            if let Some(grant) = strong.step(|state, now| state.try_checkout(&key, now)) {
-                return Ok(strong.lease(grant, inner));
-            }
-            let (sender, receiver) = oneshot::channel();
-            let id = strong.step(|state, now| state.enqueue(&key, Waiter { sender, inner }, now))?;
-            Waiting { pool: pool.clone(), key, id, receiver }
-        };
-        (&mut waiting.receiver).await.unwrap_or_else(|_| Err(dial::gone("the pool is gone")))
+        }
+        Err(dial::gone("the runtime that it was opened on was shut down"))
     }
 
-    fn lease(self: &Arc<Self>, grant: Grant<Arc<Connection>>, inner: bool) -> Lease {
-        if !inner {
-            self.tunnels.fetch_add(1, Ordering::Relaxed);
-        }
-        Lease::new(grant.handle, Place { pool: Arc::downgrade(self), conn: grant.conn, inner })
-    }
-
-    pub(super) fn release(self: &Arc<Self>, conn: ConnId, inner: bool) {
-        if !inner {
-            self.tunnels.fetch_sub(1, Ordering::Relaxed);
-        }
-        self.step(|state, now| state.release(conn, now));
+    fn lease(self: &Arc<Self>, permit: Permit<Arc<Connection>>) -> Lease {
+        let Permit { conn, purpose, handle } = permit;
+        Lease::new(handle, PoolPermit { pool: Arc::downgrade(self), conn, purpose })
     }
 
     /// Tells the state machine something, and does what it wants done.
@@ -164,7 +169,7 @@ impl Inner {
     }
 
     fn act(self: &Arc<Self>, mut locked: MutexGuard<'_, Locked>, now: Instant) {
-        let mut rest = Vec::new();
+        let (mut tasks, mut rest) = (Vec::new(), Vec::new());
         loop {
             let actions = locked.state.take_actions();
             if actions.is_empty() {
@@ -172,89 +177,113 @@ impl Inner {
             }
             for action in actions {
                 match action {
-                    Action::Dial { id, key, covered } => self.dial(&mut locked, id, key, covered, now),
+                    Action::Dial { id, key, known_backends } => {
+                        tasks.extend(self.dial(&mut locked, id, key, known_backends, now));
+                    }
                     other => rest.push(other),
                 }
             }
         }
-        if locked.state.next_tick().is_none() && locked.timer.is_some() {
-            // Nothing is left to wait for.
-            self.wake.notify_one();
-        }
-        if let Some(next) = locked.state.next_tick() {
-            match locked.timer {
-                Some(at) if at <= next => {}
-                Some(_) => {
-                    locked.timer = Some(next);
-                    self.wake.notify_one();
-                }
-                None => {
-                    if let Some(runtime) = self.runtime.get() {
-                        locked.timer = Some(next);
-                        runtime.spawn(timer(Arc::downgrade(self)));
-                    }
-                }
+        match (locked.state.next_tick(), locked.timer) {
+            (None, None) => {}
+            // The timer task has nothing to wait for.
+            (None, Some(_)) => self.wake.notify_one(),
+            (Some(next), Some(at)) if at <= next => {}
+            (Some(next), Some(_)) => {
+                locked.timer = Some(next);
+                self.wake.notify_one();
+            }
+            (Some(next), None) => {
+                locked.timer = Some(next);
+                tasks.push(tasks::timer_task(self));
             }
         }
+        let runtime = if tasks.is_empty() { None } else { locked.runtime.clone() };
         drop(locked);
+        self.start(runtime, tasks);
         for action in rest {
-            // Who waits no more drops the lease, and its place goes to the next.
+            // A caller that has given up drops the lease, and its permit goes to the next.
             match action {
-                Action::Grant(waiter, grant) => drop(waiter.sender.send(Ok(self.lease(grant, waiter.inner)))),
-                Action::Fail(waiter, error) => drop(waiter.sender.send(Err(error))),
+                Action::Grant(waiter, permit) => drop(waiter.0.send(Ok(self.lease(permit)))),
+                Action::Fail(waiter, error) => drop(waiter.0.send(Err(error))),
+                Action::AskAgain(waiter) => drop(waiter),
                 Action::Drop(connection) => drop(connection),
                 Action::Dial { .. } => {}
             }
         }
     }
 
-    fn dial(self: &Arc<Self>, locked: &mut Locked, id: ConnId, key: Key, covered: Vec<super::Backend>, now: Instant) {
-        let (Some(source), Some(runtime)) = (locked.sources.get(&key.source).cloned(), self.runtime.get()) else {
-            // It was wanted by a dial inside, which did not know yet.
-            return locked.state.dialled(id, Err(dial::gone("the source identity was removed")), now);
-        };
-        let pool = Arc::downgrade(self);
-        let (depth, spread) = (key.path.depth(), matches!(key.path.reuse(), Reuse::Spread(_)));
-        let deadline = now + self.dial_deadline;
-        let task = runtime.spawn(async move {
-            let result = dial::dial(pool.clone(), source, key, covered, deadline).await;
-            if let Some(pool) = pool.upgrade() {
-                pool.dialled(id, depth, spread, result);
-            }
-        });
-        locked.dials.insert(id, task.abort_handle());
+    /// Starts tasks; those for which there is no runtime are lost at once. Without the lock.
+    fn start(&self, runtime: Option<Handle>, tasks: Vec<Task>) {
+        let Some(runtime) = runtime.or_else(|| Handle::try_current().ok()) else { return };
+        tasks.into_iter().for_each(|task| drop(runtime.spawn(task)));
     }
 
-    fn dialled(self: &Arc<Self>, id: ConnId, depth: usize, spread: bool, result: Result<Dialled>) {
+    /// The task for a dial.
+    fn dial(
+        self: &Arc<Self>,
+        locked: &mut Locked,
+        id: ConnId,
+        key: Key,
+        known_backends: Vec<BackendId>,
+        now: Instant,
+    ) -> Option<Task> {
+        let Some(source) = locked.sources.get(&key.source).cloned() else {
+            // A dial of the next hop wanted it, which has not been told yet.
+            locked.state.dialed(id, Err(dial::gone("the source identity was removed")), now);
+            return None;
+        };
+        let deadline = now + self.settings.open_timeout;
+        let (task, abort) = tasks::dial_task(self, source, id, key, known_backends, deadline);
+        locked.dials.insert(id, abort);
+        Some(task)
+    }
+
+    pub(super) fn dialed(self: &Arc<Self>, id: ConnId, depth: usize, spread: bool, result: Result<NewConnection>) {
         let now = Instant::now();
         let mut locked = self.lock();
         locked.dials.remove(&id);
-        let mut driven = None;
-        let result = result.map(|dialled| {
-            let Dialled { client, driver, identities, parent, backend } = dialled;
-            let untold = spread && backend.is_none();
-            let handle = Arc::new(Connection::new(id, client, identities, untold));
+        let mut task = None;
+        let result = result.map(|connection| {
+            let NewConnection { client, driver, identities, parent, backend } = connection;
+            let handle = Arc::new(Connection::new(id, client, identities, spread && backend.is_none()));
             let (abort, registration) = AbortHandle::new_pair();
-            driven = Some(Abortable::new(ConnectionTask::new(Arc::downgrade(self), &handle, driver), registration));
+            task = Some(Abortable::new(ConnectionTask::new(Arc::downgrade(self), &handle, driver), registration));
             locked.drivers.insert(id, (depth, abort));
-            Landed { handle, parent, backend }
+            Dialed { handle, parent, backend }
         });
-        locked.state.dialled(id, result, now);
+        locked.state.dialed(id, result, now);
         self.act(locked, now);
-        // Only now, when its beginning is known and nothing is locked: where no task can be started any more, it ends here.
-        if let (Some(driven), Some(runtime)) = (driven, self.runtime.get()) {
-            runtime.spawn(driven);
+        // On the runtime of the dial. Where no task can be started any more, the connection ends here.
+        if let (Some(task), Ok(runtime)) = (task, Handle::try_current()) {
+            runtime.spawn(task);
         }
     }
 
+    /// A dial's task was dropped, most likely together with its runtime. Its waiters ask again.
+    pub(super) fn dial_lost(self: &Arc<Self>, id: ConnId) {
+        {
+            let mut locked = self.lock();
+            locked.dials.remove(&id);
+            locked.runtime = None;
+        }
+        self.step(|state, now| state.dial_lost(id, now));
+    }
+
+    /// The timer task was dropped, most likely together with its runtime. The next event starts another one.
+    pub(super) fn timer_lost(&self) {
+        let mut locked = self.lock();
+        (locked.timer, locked.runtime) = (None, None);
+    }
+
     /// A connection's driver has ended.
-    pub(super) fn gone(self: &Arc<Self>, id: ConnId) {
+    pub(super) fn ended(self: &Arc<Self>, id: ConnId) {
         self.lock().drivers.remove(&id);
-        self.step(|state, now| state.gone(id, now));
+        self.step(|state, now| state.ended(id, now));
         self.ended.notify_waiters();
     }
 
-    /// Looks at what is due, and says when to look again.
+    /// Handles the timers that are due, and says when the next one is.
     pub(super) fn tick(self: &Arc<Self>) -> Option<Instant> {
         let now = Instant::now();
         let mut locked = self.lock();
@@ -266,31 +295,31 @@ impl Inner {
     }
 
     pub(super) fn stats(&self) -> PoolStats {
-        let counts = self.lock().state.counts();
-        PoolStats {
-            keys: counts.keys,
-            connections: counts.connections,
-            dials: counts.dials,
-            waiting: counts.waiters,
-            tunnels: self.tunnels(),
-        }
+        let Counts { keys, connections, dials, waiters, tunnels, .. } = self.lock().state.counts();
+        PoolStats { keys, connections, dials, waiting: waiters, tunnels }
     }
 
-    /// The outermost hop of a path to which there is no connection.
-    fn first_without(&self, source: SourceId, path: &Path) -> Option<usize> {
+    /// Why waiting for a connection along `path` took too long: the first hop without one has stalled, or the pool is full.
+    /// `None` when all hops have a connection.
+    pub(super) fn stalled(&self, source: SourceId, path: &Path) -> Option<Error> {
         let mut paths = vec![path.clone()];
         while let Some((parent, _)) = paths.last().and_then(Path::parent) {
             paths.push(parent);
         }
-        let locked = self.lock();
-        paths.into_iter().rev().position(|path| !locked.state.is_connected(&Key { source, path }))
-    }
-
-    /// What it means that waiting for a connection along `path` took too long: the first hop that has none has stalled.
-    /// `None` when all have one.
-    pub(super) fn stalled(&self, source: SourceId, path: &Path) -> Option<Error> {
-        let hop = self.first_without(source, path)?;
-        let error = Error::new(ErrorKind::Timeout, Layer::Dial, Side::Remote, "waiting for a connection").with_hop(hop);
+        let (hop, is_dialing) = {
+            let state = &self.lock().state;
+            let mut keys = paths.into_iter().rev().map(|path| Key { source, path }).enumerate();
+            let (hop, key) = keys.find(|(_, key)| !state.is_connected(key))?;
+            (hop, state.is_dialing(&key))
+        };
+        let error = if is_dialing {
+            Error::new(ErrorKind::Timeout, Layer::Dial, Side::Remote, "waiting for a connection")
+        } else {
+            let doing = "waiting for room in the pool for another connection";
+            Error::new(ErrorKind::Timeout, Layer::Dial, Side::Local, doing)
+                .with_advice("allow the pool more connections")
+        };
+        let error = error.with_hop(hop);
         Some(match hop.checked_sub(1) {
             None => error.with_peer(path.first().address),
             Some(inner) => error.with_peer(&path.tunnelled()[inner].authority),
@@ -298,10 +327,10 @@ impl Inner {
     }
 
     pub(super) fn tunnels(&self) -> usize {
-        self.tunnels.load(Ordering::Relaxed)
+        self.stats().tunnels
     }
 
-    /// Closes the pool. How many tunnels are open?
+    /// Closes the pool, and says how many tunnels are open.
     pub(super) fn close(self: &Arc<Self>) -> usize {
         self.step(|state, now| state.close(now));
         let dials: Vec<_> = self.lock().dials.drain().map(|(_, dial)| dial).collect();
@@ -341,16 +370,22 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let locked = self.locked.get_mut().unwrap_or_else(PoisonError::into_inner);
-        locked.dials.values().for_each(task::AbortHandle::abort);
+        locked.dials.values().for_each(AbortHandle::abort);
         self.wake.notify_one();
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // Also after an answer, where it finds nothing: an answer that nobody took has its place given back.
+        // After an answer this finds nothing. An answer that nobody took drops its lease.
         if let Some(pool) = self.pool.upgrade() {
             pool.step(|state, now| state.cancel(&self.key, self.id, now));
         }
     }
+}
+
+fn no_room(path: &Path) -> Error {
+    Error::new(ErrorKind::Timeout, Layer::Http2, Side::Local, "waiting for room on a connection")
+        .with_peer(path.first().address)
+        .with_hop(path.depth() - 1)
 }

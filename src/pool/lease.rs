@@ -1,4 +1,4 @@
-//! A place on a connection of the pool.
+//! The right to open a tunnel on a connection of the pool.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,39 +7,39 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::state::{ConnId, Handle};
-use super::{Backend, Inner};
+use super::state::{ConnId, Handle, Purpose};
+use super::{BackendId, Inner};
 use crate::authority::Authority;
 use crate::client::Client;
+use crate::conn::Permit;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::SpiffeId;
 use crate::metadata::Metadata;
 use crate::tunnel::TunnelStream;
 
-/// The right to open one tunnel on a connection of the pool. Dropped, the place is free again.
+/// The right to open one tunnel on a connection of the pool. Returned to the pool when dropped.
 pub struct Lease {
     connection: Arc<Connection>,
-    place: Place,
+    permit: PoolPermit,
 }
 
 /// A connection, as its tunnels see it.
 pub(super) struct Connection {
     pub(super) id: ConnId,
     pub(super) client: Client,
-    /// Who is at the far end of each hop, from the outside in.
+    /// The peer of each hop, from the outside in.
     pub(super) identities: Vec<SpiffeId>,
-    /// Whether the first tunnel is still to tell which backend this leads to.
-    pub(super) untold: AtomicBool,
-    /// Whether somebody has been told that this connection broke.
-    blamed: AtomicBool,
+    /// Whether the 200 of the first tunnel is to say which backend this leads to.
+    identification_pending: AtomicBool,
+    /// Whether a tunnel has failed because this connection broke.
+    failure_reported: AtomicBool,
 }
 
-/// One tunnel's place. Given back when dropped.
-pub(super) struct Place {
+/// A permit issued by the pool. Returned when dropped.
+pub(super) struct PoolPermit {
     pub(super) pool: Weak<Inner>,
     pub(super) conn: ConnId,
-    /// Whether the tunnel is there for another connection of the pool.
-    pub(super) inner: bool,
+    pub(super) purpose: Purpose,
 }
 
 /// A tunnel through the pool that was not opened.
@@ -48,20 +48,21 @@ pub(super) struct Place {
 pub struct LeaseError {
     /// Why.
     pub error: Error,
-    /// Whether the connection as a whole broke, and another tunnel has already failed by it. Then this is not news of the
-    /// peer.
+    /// Whether the connection as a whole broke and another tunnel has already failed because of it, so that this failure says
+    /// nothing new about the peer.
     pub is_repeated: bool,
 }
 
-/// A peer that has sent nothing at all for this long while it owed an answer is not trusted with another tunnel. It is more
-/// than any round trip takes.
+/// A connection whose peer has sent nothing at all for this long while it owed an answer gets no more tunnels. Longer than any
+/// round trip.
 pub(super) const SILENCE: Duration = Duration::from_secs(1);
 
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 impl Connection {
-    pub(super) fn new(id: ConnId, client: Client, identities: Vec<SpiffeId>, untold: bool) -> Self {
-        Self { id, client, identities, untold: AtomicBool::new(untold), blamed: AtomicBool::new(false) }
+    pub(super) fn new(id: ConnId, client: Client, identities: Vec<SpiffeId>, identification_pending: bool) -> Self {
+        let identification_pending = AtomicBool::new(identification_pending);
+        Self { id, client, identities, identification_pending, failure_reported: AtomicBool::new(false) }
     }
 }
 
@@ -70,7 +71,7 @@ impl Handle for Arc<Connection> {
         self.client.load().limit
     }
 
-    fn is_unsettled(&self) -> bool {
+    fn awaits_settings(&self) -> bool {
         self.client.reads() == 0
     }
 
@@ -80,62 +81,63 @@ impl Handle for Arc<Connection> {
 }
 
 impl Lease {
-    pub(super) fn new(connection: Arc<Connection>, place: Place) -> Self {
-        Self { connection, place }
+    pub(super) fn new(connection: Arc<Connection>, permit: PoolPermit) -> Self {
+        Self { connection, permit }
     }
 
-    /// Opens the tunnel, as [`Client::connect`]. The place is given back when the tunnel is gone.
+    /// Opens the tunnel, as [`Client::connect`]. The permit is returned when the tunnel is gone.
     ///
-    /// Cancel safe, as [`Client::connect`]. A connection on which the peer has sent nothing at all for a second by the time
-    /// that this is dropped or fails takes no more tunnels: the peer may be gone.
+    /// Nothing is tried again: [`Pool::connect`](super::Pool::connect) does that. Cancel safe, as [`Client::connect`]. A
+    /// connection on which the peer has sent nothing at all for a second when this fails or is dropped gets no more tunnels,
+    /// as the peer may be gone.
     ///
     /// # Errors
     ///
     /// As [`Client::connect`].
     pub async fn connect(self, authority: &Authority, metadata: &Metadata) -> Result<TunnelStream, LeaseError> {
-        self.connect_patiently(authority, metadata, SILENCE).await
+        self.connect_within(authority, metadata, SILENCE).await
     }
 
-    /// [`Lease::connect`] for callers who give up earlier, and should not meet the same silence again: the shorter time
-    /// counts.
-    pub(crate) async fn connect_patiently(
+    /// [`Lease::connect`] for callers who give up earlier and should not meet the same silence again: the shorter time of
+    /// `silence` and a second counts.
+    pub(crate) async fn connect_within(
         self,
         authority: &Authority,
         metadata: &Metadata,
-        patience: Duration,
+        silence: Duration,
     ) -> Result<TunnelStream, LeaseError> {
-        let (mut tunnel, asked) = self.ask(authority, metadata, patience).await?;
+        let (mut tunnel, pending) = self.send_connect(authority, metadata, silence)?;
         match tunnel.opened().await {
             Ok(()) => {
-                asked.opened(|| tunnel.metadata());
+                pending.opened(|| tunnel.metadata());
                 Ok(tunnel)
             }
-            Err(error) => Err(asked.failed(error)),
+            Err(error) => Err(pending.failed(error)),
         }
     }
 
     /// Sends the CONNECT, and returns without its answer: [`Client::connect_early`].
-    pub(super) async fn ask(
+    pub(super) fn send_connect(
         self,
         authority: &Authority,
         metadata: &Metadata,
-        patience: Duration,
-    ) -> Result<(TunnelStream, Asked), LeaseError> {
-        let Self { connection, place } = self;
-        let asked = Asked {
-            pool: place.pool.clone(),
-            patience: patience.min(SILENCE),
+        silence: Duration,
+    ) -> Result<(TunnelStream, PendingConnect), LeaseError> {
+        let Self { connection, permit } = self;
+        let pending = PendingConnect {
+            pool: permit.pool.clone(),
+            silence: silence.min(SILENCE),
             began: Instant::now(),
             reads: connection.client.reads(),
             connection,
         };
-        match asked.connection.client.connect_holding(authority, metadata, place).await {
-            Ok(tunnel) => Ok((tunnel, asked)),
-            Err(error) => Err(asked.failed(error)),
+        match pending.connection.client.connect_with(authority, metadata, Arc::new(permit)) {
+            Ok(tunnel) => Ok((tunnel, pending)),
+            Err(error) => Err(pending.failed(error)),
         }
     }
 
-    /// Who has proved to be at the far end of each hop, from the outside in.
+    /// The verified identities of the peers, from the outer hop to the inner one.
     pub fn identities(&self) -> &[SpiffeId] {
         &self.connection.identities
     }
@@ -146,60 +148,74 @@ impl Lease {
 }
 
 /// A CONNECT without an answer.
-pub(super) struct Asked {
+pub(super) struct PendingConnect {
     pool: Weak<Inner>,
     connection: Arc<Connection>,
-    patience: Duration,
+    silence: Duration,
     began: Instant,
     reads: u64,
 }
 
-impl Asked {
-    /// The 200 is here, with this.
+impl PendingConnect {
+    /// The 200 has come, with this metadata.
     pub(super) fn opened<'a>(self, metadata: impl FnOnce() -> &'a Metadata) {
-        if self.connection.untold.swap(false, Ordering::Relaxed)
+        if self.connection.identification_pending.swap(false, Ordering::Relaxed)
             && let Some(pool) = self.pool.upgrade()
         {
-            let backend = metadata().baggage().and_then(Backend::from_baggage);
-            pool.step(|state, now| state.learned(self.connection.id, backend, now));
+            let backend = metadata().baggage().and_then(BackendId::from_baggage);
+            pool.step(|state, now| state.identified(self.connection.id, backend, now));
         }
     }
 
-    /// There will be none.
+    /// There will be no 200.
     pub(super) fn failed(self, error: Error) -> LeaseError {
         if *error.kind() == ErrorKind::Reset(ENHANCE_YOUR_CALM)
             && let Some(pool) = self.pool.upgrade()
         {
-            pool.step(|state, now| state.doomed(self.connection.id, now));
+            pool.step(|state, now| state.drain(self.connection.id, now));
         }
         let broken = self.connection.client.is_closed() && !error.is_refused();
-        let is_repeated = broken && self.connection.blamed.swap(true, Ordering::Relaxed);
+        let is_repeated = broken && self.connection.failure_reported.swap(true, Ordering::Relaxed);
         LeaseError { error, is_repeated }
     }
 }
 
-impl Drop for Asked {
+impl Drop for PendingConnect {
     fn drop(&mut self) {
         if self.connection.client.reads() == self.reads
-            && self.began.elapsed() >= self.patience
+            && self.began.elapsed() >= self.silence
             && let Some(pool) = self.pool.upgrade()
         {
-            pool.step(|state, now| state.doomed(self.connection.id, now));
+            pool.step(|state, now| state.drain(self.connection.id, now));
         }
     }
 }
 
-impl Drop for Place {
+impl Permit for PoolPermit {}
+
+impl Drop for PoolPermit {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.release(self.conn, self.inner);
+            pool.step(|state, now| state.release(self.conn, self.purpose, now));
         }
+    }
+}
+
+impl fmt::Debug for PoolPermit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolPermit").field("conn", &self.conn).field("purpose", &self.purpose).finish_non_exhaustive()
+    }
+}
+
+impl From<Error> for LeaseError {
+    fn from(error: Error) -> Self {
+        Self { error, is_repeated: false }
     }
 }
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("client", &self.connection.client).finish_non_exhaustive()
+        f.debug_struct("Lease").field("identities", &self.connection.identities).finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Many connections: opened when needed, shared by tunnels, replaced before they fail.
 //!
-//! A [`Pool`] opens a connection along each hop of a [`Path`] and keeps it for later tunnels of the same
-//! [`Source`]. A nested hop runs through a tunnel of the hop before it, which is pooled just so.
+//! A [`Pool`] opens a connection along each hop of a [`Path`] and keeps it for later tunnels of the same [`Source`]. A nested
+//! hop runs through a tunnel of the hop before it, whose connection is pooled in the same way.
 //!
 //! ```text
 //!  checkout(source, path) ─▶ a connection with room? ── yes ─▶ Lease ─▶ connect(authority) ─▶ TunnelStream
@@ -11,9 +11,10 @@
 //! ```
 //!
 //! The decisions are a state machine that is stepped under one short lock, so that a caller for whom there is room never
-//! waits for a task. Tasks there are for what takes time: one for each connection and each dial, and one for all that is due
-//! at some time. They run on the runtime of the first [`checkout`](Pool::checkout). A connection's ends with the connection,
-//! the others end with the pool.
+//! waits for a task. Tasks do what takes time: one for each connection and each dial, and one for all timers. They run on the
+//! runtime of the last caller that had to wait, and a connection stays on the runtime on which it was opened. When a runtime is
+//! shut down, its connections end, and callers on other runtimes open new ones. The task of a connection ends with the
+//! connection, the others end with the pool.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -76,25 +77,25 @@
 //! Behind a gateway a service's name stands for many backends, and which one a connection leads to is the gateway's choice.
 //! Sharing one connection would pin every tunnel to one backend. For a hop with [`Reuse::Spread`](crate::Reuse::Spread) the
 //! pool keeps a connection to each backend and puts a new tunnel where the fewest are open. It opens them while there is
-//! traffic, one at a time and without anybody waiting for it, and learns where each one leads to: from the gateway's token
-//! ([`Metadata::backend`](crate::metadata::Metadata::backend)), else from the pod's name in the baggage of the first 200.
-//! Where neither is told, each connection counts as a backend of its own, and twice as many are kept.
+//! traffic, one at a time and with no caller waiting for it, and identifies the backend of each: by the gateway's token
+//! ([`Metadata::backend`](crate::metadata::Metadata::backend)), else by the pod's name in the baggage of the first 200.
+//! Where there is neither, each connection counts as a backend of its own, and twice as many are kept.
 //!
 //! # What ends a connection
 //!
-//! GOAWAY, silence, ENHANCE_YOUR_CALM, a certificate that was replaced and a [`Source`] that is gone: the connection takes
-//! no more tunnels, and neither do those inside it; tunnels that are open run to their ends. Age does the same, but only once
-//! a successor is there. One that is idle for long is closed.
+//! GOAWAY, silence, ENHANCE_YOUR_CALM, a replaced certificate and a dropped [`Source`] drain a connection: neither it nor the
+//! connections inside it take more tunnels, and open tunnels run to their ends. Age drains it too, but only once it has a
+//! successor, and leaves the connections inside it alone. An idle connection is closed after a while.
 
-mod backend;
+mod backend_id;
 mod config;
 mod dial;
 mod driver;
-mod early;
 mod inner;
 mod lease;
 mod source;
 mod state;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -102,14 +103,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use self::backend::Backend;
+use self::backend_id::BackendId;
 pub use self::config::PoolConfig;
 use self::inner::Inner;
 pub use self::lease::{Lease, LeaseError};
 pub use self::source::Source;
-use self::state::Key;
+use self::state::{Key, Purpose};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::Dial;
@@ -123,19 +124,19 @@ use crate::tls::CredentialSource;
 #[derive(Clone)]
 pub struct Pool(Arc<Inner>);
 
-/// How many of each a pool has.
+/// The size of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolStats {
-    /// Pairs of source and path about which something is known.
+    /// Pairs of source and path about which something is known: a connection, a waiter or a recent failure.
     pub keys: usize,
-    /// Connections, those that take no more tunnels among them.
+    /// Connections, including draining ones.
     pub connections: usize,
     /// Connections being opened.
     pub dials: usize,
-    /// Callers that wait for a connection.
+    /// Callers that wait for a connection, or for room on one.
     pub waiting: usize,
-    /// Tunnels of callers that are open or being opened. Those that hold a nested connection don't count.
+    /// Tunnels of callers that are open or being opened. Those that carry a nested connection don't count.
     pub tunnels: usize,
 }
 
@@ -143,19 +144,19 @@ pub struct PoolStats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CloseReport {
-    /// Tunnels that were open and came to their ends.
+    /// Tunnels that were open and ended in time.
     pub finished: usize,
-    /// Tunnels that were cut when the time was over.
+    /// Tunnels that were cut after that.
     pub cut: usize,
 }
 
 impl Pool {
-    /// A pool without connections. Byte streams are opened by `dialer`; `config` holds for each connection.
+    /// An empty pool. Byte streams are opened by `dialer`; `config` applies to each connection.
     pub fn new(dialer: Arc<dyn Dial>, config: Arc<Config>, settings: PoolConfig) -> Self {
-        Self(Inner::new(dialer, config, &settings))
+        Self(Inner::new(dialer, config, settings))
     }
 
-    /// An identity that connects through this pool. The tunnels that hold nested connections are opened with `metadata`,
+    /// An identity that connects through this pool. The tunnels that carry nested connections are opened with `metadata`,
     /// which the peers on the way see. There need not be credentials yet: a dial waits for them.
     ///
     /// # Errors
@@ -165,25 +166,27 @@ impl Pool {
         self.0.add_source(credentials, metadata)
     }
 
-    /// Gets a place on a connection of `source` along `path`: at once where there is room, else when a connection has been
-    /// opened or a tunnel ends. It is the order of asking that counts.
+    /// Gets a permit on a connection of `source` along `path`: at once where one has room, else when a connection has been
+    /// opened or a tunnel has ended. Waiting callers are served in order.
     ///
-    /// Must be called on a tokio runtime. Cancel safe: whoever stops waiting leaves the dial to others and to later.
+    /// Must be called on a tokio runtime. Cancel safe: a caller that gives up leaves the dial to the others and to later ones.
     ///
     /// # Errors
     ///
-    /// Why the connection could not be opened, the same for all who waited for it, by the
-    /// [dial deadline](PoolConfig::with_dial_deadline). For a [while](PoolConfig::with_back_off) after that, others get it at
-    /// once. [`ErrorKind::Closed`] when the pool is closed or gone. Where all connections are full and no further one is
-    /// allowed, it waits for as long as that takes.
+    /// Why the connection could not be opened, the same for all of its waiters, after the
+    /// [open timeout](PoolConfig::with_open_timeout) at the latest. During the [back-off](PoolConfig::with_back_off) after
+    /// that, later callers get the same error at once. [`ErrorKind::Closed`] when the pool is closed or gone, and
+    /// [`ErrorKind::Timeout`] after the [checkout timeout](PoolConfig::with_checkout_timeout), when all connections are full
+    /// and no further one is allowed.
     pub async fn checkout(&self, source: &Source, path: &Path) -> Result<Lease> {
         let key = Key { source: source.shared.id, path: path.clone() };
         let pool = Arc::downgrade(&self.0);
-        Inner::checkout(&pool, &source.shared, key, false).await
+        let deadline = Instant::now() + self.0.settings.checkout_timeout;
+        Inner::checkout(&pool, &source.shared, key, Purpose::Tunnel, deadline).await
     }
 
-    /// What it means that waiting for a tunnel along `path` took too long: the first hop that has no connection has stalled,
-    /// else the far end has.
+    /// Why waiting for a tunnel along `path` took too long: the first hop without a connection has stalled, else the far end
+    /// has.
     pub(crate) fn timed_out(&self, source: &Source, path: &Path) -> Error {
         self.0.stalled(source.shared.id, path).unwrap_or_else(|| {
             let doing = "waiting for the answer to a CONNECT";
@@ -195,22 +198,21 @@ impl Pool {
         })
     }
 
-    /// How many of each there are now. Looks at every connection.
+    /// Counts what there is. Looks at every connection.
     pub fn stats(&self) -> PoolStats {
         self.0.stats()
     }
 
-    /// Takes no more tunnels and waits up to `grace` for those that are open; connections inside others end before them.
+    /// Takes no more tunnels and waits up to `grace` for the open ones to end; connections inside others end before those.
     /// Then cuts what is left, and says how many tunnels that were.
     ///
-    /// Those who wait for a connection get [`ErrorKind::Closed`], and so does everybody from now on. When this is cancelled,
-    /// the pool stays closed and nothing is cut.
+    /// Waiting and later callers get [`ErrorKind::Closed`]. When this is cancelled, the pool stays closed and nothing is cut.
     pub async fn close(&self, grace: Duration) -> CloseReport {
         let open = self.0.close();
         if timeout(grace, self.0.all_ended()).await.is_ok() {
             return CloseReport { finished: open, cut: 0 };
         }
-        // Those that have been opened since then are not there: nobody gets a place in a closed pool.
+        // None were opened in between: a closed pool issues no permits.
         let cut = self.0.tunnels();
         self.0.cut().await;
         CloseReport { finished: open - cut.min(open), cut }

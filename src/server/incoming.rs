@@ -107,7 +107,7 @@ pub(super) fn refuse(
     response.headers_mut().insert(PROXY_STATUS, proxy_status::encode(refusal));
     // Fails only when the peer has given up meanwhile.
     if respond.send_response(response, true).is_ok() && !recv.is_end_stream() {
-        shared.linger(LingeringTunnel { recv, _slot: None });
+        shared.linger(LingeringTunnel { recv, _permit: None });
     }
 }
 

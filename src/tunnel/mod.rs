@@ -3,7 +3,6 @@
 mod opening;
 mod recv;
 mod send;
-mod slot;
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -16,7 +15,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::authority::Authority;
-use crate::conn::Shared;
+use crate::conn::{Shared, SharedPermit};
 use crate::error::Result;
 use crate::identity::SpiffeId;
 #[cfg(feature = "proxy")]
@@ -28,7 +27,6 @@ pub(crate) use opening::{Opening, Progress, Stage};
 use recv::Source;
 pub use recv::TunnelRecv;
 pub use send::TunnelSend;
-pub(crate) use slot::{Slot, Slots};
 
 /// An open tunnel: what is written comes out at its far end, and the other way round.
 ///
@@ -96,11 +94,11 @@ impl TunnelStream {
         recv: h2::RecvStream,
         send: h2::SendStream<Bytes>,
         shared: Arc<Shared>,
-        slot: Option<Slot>,
+        permit: Option<SharedPermit>,
         authority: Authority,
         metadata: Box<Received>,
     ) -> Self {
-        Self::with(Source::Open(recv), send, shared, slot, authority, Some(metadata))
+        Self::with(Source::Open(recv), send, shared, permit, authority, Some(metadata))
     }
 
     /// A tunnel whose CONNECT has no answer yet.
@@ -108,25 +106,24 @@ impl TunnelStream {
         opening: Box<Opening>,
         send: h2::SendStream<Bytes>,
         shared: Arc<Shared>,
-        slot: Slot,
+        permit: SharedPermit,
         authority: Authority,
     ) -> Self {
-        Self::with(Source::Opening(opening), send, shared, Some(slot), authority, None)
+        Self::with(Source::Opening(opening), send, shared, Some(permit), authority, None)
     }
 
     fn with(
         source: Source,
         send: h2::SendStream<Bytes>,
         shared: Arc<Shared>,
-        slot: Option<Slot>,
+        permit: Option<SharedPermit>,
         authority: Authority,
         metadata: Option<Box<Received>>,
     ) -> Self {
-        let slot = slot.map(Arc::new);
         let finished = Arc::new(Finished::default());
         Self {
-            send: TunnelSend::new(send, shared.clone(), slot.clone(), finished.clone()),
-            recv: TunnelRecv::new(source, shared, slot, finished),
+            send: TunnelSend::new(send, shared.clone(), permit.clone(), finished.clone()),
+            recv: TunnelRecv::new(source, shared, permit, finished),
             authority,
             metadata,
         }

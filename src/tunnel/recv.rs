@@ -8,9 +8,9 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, ReadBuf};
 
+use super::Finished;
 use super::opening::{Opening, Progress, Stage};
-use super::{Finished, Slot};
-use crate::conn::{LingeringTunnel, Meter, Shared};
+use crate::conn::{LingeringTunnel, Meter, Shared, SharedPermit};
 use crate::error::{Error, Layer, Result};
 use crate::io::BytesRead;
 use crate::metadata::Received;
@@ -32,7 +32,7 @@ pub struct TunnelRecv {
     ended: bool,
     meter: Meter,
     shared: Arc<Shared>,
-    slot: Option<Arc<Slot>>,
+    permit: Option<SharedPermit>,
     finished: Arc<Finished>,
 }
 
@@ -50,7 +50,12 @@ pub(super) enum Source {
 }
 
 impl TunnelRecv {
-    pub(super) fn new(source: Source, shared: Arc<Shared>, slot: Option<Arc<Slot>>, finished: Arc<Finished>) -> Self {
+    pub(super) fn new(
+        source: Source,
+        shared: Arc<Shared>,
+        permit: Option<SharedPermit>,
+        finished: Arc<Finished>,
+    ) -> Self {
         let (stream, unopened, progress) = match source {
             Source::Open(stream) => (Some(stream), None, None),
             Source::Opening(opening) => (None, Some(Unopened::Opening(opening)), Some(Arc::default())),
@@ -63,7 +68,7 @@ impl TunnelRecv {
             ended: false,
             meter: Meter::default(),
             shared,
-            slot,
+            permit,
             finished,
         };
         this.register();
@@ -184,7 +189,7 @@ impl Drop for TunnelRecv {
         let Some(recv) = self.stream.take() else { return };
         self.shared.flow().remove(&recv);
         if self.finished.get() && !self.ended && !recv.is_end_stream() {
-            self.shared.linger(LingeringTunnel { recv, _slot: self.slot.take() });
+            self.shared.linger(LingeringTunnel { recv, _permit: self.permit.take() });
         }
     }
 }

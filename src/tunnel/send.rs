@@ -8,8 +8,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
-use super::{Finished, ResetReason, Slot};
-use crate::conn::Shared;
+use super::{Finished, ResetReason};
+use crate::conn::{Shared, SharedPermit};
 use crate::error::{Error, ErrorKind, Layer, Side};
 use crate::io::BytesWrite;
 
@@ -29,7 +29,7 @@ const WAITING_RESERVATION: usize = 256;
 pub struct TunnelSend {
     stream: h2::SendStream<Bytes>,
     shared: Arc<Shared>,
-    _slot: Option<Arc<Slot>>,
+    _permit: Option<SharedPermit>,
     finished: Arc<Finished>,
     reset_here: bool,
 }
@@ -38,10 +38,10 @@ impl TunnelSend {
     pub(super) fn new(
         stream: h2::SendStream<Bytes>,
         shared: Arc<Shared>,
-        slot: Option<Arc<Slot>>,
+        permit: Option<SharedPermit>,
         finished: Arc<Finished>,
     ) -> Self {
-        Self { stream, shared, _slot: slot, finished, reset_here: false }
+        Self { stream, shared, _permit: permit, finished, reset_here: false }
     }
 
     /// Ends the tunnel at once in both directions.

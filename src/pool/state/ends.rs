@@ -4,32 +4,32 @@ use tokio::time::Instant;
 
 use super::entry::Failure;
 use super::timers::Timer;
-use super::{Action, ConnId, EntryId, Handle, Load, SPARE, SourceId, State, Why, closed};
+use super::{Action, ConnId, EntryId, Handle, Load, REDUNDANT_IDLE, Retire, SourceId, State, pool_closed};
 use crate::error::Error;
 
 impl<H: Handle, W> State<H, W> {
-    /// Something has changed that [`Handle`] tells.
+    /// Something has changed that [`Handle`] reports.
     pub(in crate::pool) fn changed(&mut self, conn: ConnId, now: Instant) {
-        let Some(&id) = self.at.get(&conn) else { return };
+        let Some(&id) = self.entry_of.get(&conn) else { return };
         let Some(found) = self.conn_mut(id, conn) else { return };
-        let settled = found.handle.as_ref().is_some_and(|handle| !handle.is_unsettled());
+        let has_settings = found.handle.as_ref().is_some_and(|handle| !handle.awaits_settings());
         if found.handle.is_some() && !found.is_usable() {
-            self.retire(conn, Why::Ending, now);
-        } else if let Some(entry) = self.entries.get_mut(&id).filter(|_| settled) {
+            self.retire(conn, Retire::Draining, now);
+        } else if let Some(entry) = self.entries.get_mut(&id).filter(|_| has_settings) {
             entry.failure = None;
         }
         self.settle(id, now);
     }
 
-    /// A connection shall take no more tunnels, and what runs through it neither.
-    pub(in crate::pool) fn doomed(&mut self, conn: ConnId, now: Instant) {
-        self.retire(conn, Why::Ending, now);
+    /// A connection, and everything that runs through it, shall take no more tunnels.
+    pub(in crate::pool) fn drain(&mut self, conn: ConnId, now: Instant) {
+        self.retire(conn, Retire::Draining, now);
     }
 
     /// A connection has more or less to do than before.
     pub(in crate::pool) fn load_changed(&mut self, conn: ConnId, load: Load, now: Instant) {
-        let Some(&id) = self.at.get(&conn) else { return };
-        // Without tunnels it has nothing to do; what it did before is what its driver still tells of.
+        let Some(&id) = self.entry_of.get(&conn) else { return };
+        // A report on a connection without tunnels is about those that have ended.
         if let Some(conn) = self.conn_mut(id, conn).filter(|conn| conn.open > 0) {
             conn.load = load;
         }
@@ -37,9 +37,9 @@ impl<H: Handle, W> State<H, W> {
     }
 
     /// A connection's driver has ended.
-    pub(in crate::pool) fn gone(&mut self, conn: ConnId, now: Instant) {
-        self.retire(conn, Why::Ending, now);
-        let Some(id) = self.at.remove(&conn) else { return };
+    pub(in crate::pool) fn ended(&mut self, conn: ConnId, now: Instant) {
+        self.retire(conn, Retire::Draining, now);
+        let Some(id) = self.entry_of.remove(&conn) else { return };
         self.timers.clear(Timer::Conn(conn));
         self.children.remove(&conn);
         if let Some(entry) = self.entries.get_mut(&id) {
@@ -52,53 +52,53 @@ impl<H: Handle, W> State<H, W> {
                 }
             }
             entry.conns.retain(|other| other.id != conn);
-            entry.recount();
+            entry.find_duplicates();
         }
         self.settle(id, now);
-        self.feed(now);
+        self.start_pending(now);
     }
 
-    /// The source's certificate was replaced, or the source itself is gone (`error` is then for those who wait).
+    /// The source's certificate was replaced, or the source itself is gone; then `error` is for its waiters.
     pub(in crate::pool) fn source_ended(&mut self, source: SourceId, error: Option<&Error>, now: Instant) {
         let ids: Vec<EntryId> =
             self.entries.iter().filter(|(_, entry)| entry.key.source == source).map(|(id, _)| *id).collect();
         for id in ids {
-            self.end(id, error, now);
+            self.retire_all(id, error, now);
         }
-        self.feed(now);
+        self.start_pending(now);
     }
 
-    /// Nobody gets a place any more. What is open goes on.
+    /// No more permits are issued. Open tunnels go on.
     pub(in crate::pool) fn close(&mut self, now: Instant) {
         self.closed = true;
         let ids: Vec<EntryId> = self.entries.keys().copied().collect();
         for id in ids {
-            self.end(id, Some(&closed()), now);
+            self.retire_all(id, Some(&pool_closed()), now);
         }
-        self.starved.clear();
+        self.pending_dials.clear();
     }
 
-    fn end(&mut self, id: EntryId, error: Option<&Error>, now: Instant) {
+    fn retire_all(&mut self, id: EntryId, error: Option<&Error>, now: Instant) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let conns: Vec<ConnId> = entry.conns.iter().map(|conn| conn.id).collect();
         if let Some(error) = error {
-            self.actions.extend(entry.waiters.drain(..).map(|(_, waiter)| Action::Fail(waiter, error.clone())));
+            self.actions.extend(entry.waiters.drain(..).map(|waiting| Action::Fail(waiting.waiter, error.clone())));
         }
-        // They show a certificate that is not to be used any more. What comes of them is dropped.
+        // The dials show a certificate that must not be used any more. What comes of them is dropped.
         for dial in entry.dials.drain(..) {
-            self.at.remove(&dial);
+            self.entry_of.remove(&dial);
         }
         entry.failure = None;
         self.timers.clear(Timer::Entry(id));
-        conns.into_iter().for_each(|conn| self.retire(conn, Why::Ending, now));
+        conns.into_iter().for_each(|conn| self.retire(conn, Retire::Draining, now));
         self.settle(id, now);
     }
 
-    /// Looks at what is due.
+    /// Handles the timers that are due.
     pub(in crate::pool) fn tick(&mut self, now: Instant) {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
-                Timer::Conn(conn) => self.look_at(conn, now),
+                Timer::Conn(conn) => self.review(conn, now),
                 Timer::Entry(id) => {
                     let failure = self.entries.get(&id).and_then(|entry| entry.failure.as_ref());
                     if let Some(forget_at) = failure.map(Failure::forget_at).filter(|at| now < *at) {
@@ -111,15 +111,17 @@ impl<H: Handle, W> State<H, W> {
         }
     }
 
-    fn look_at(&mut self, id: ConnId, now: Instant) {
-        let Some(&entry) = self.at.get(&id) else { return };
-        let is_spare = self.entries.get(&entry).is_some_and(|entry| entry.is_spare(id));
-        let idle_timeout = if is_spare { self.limits.idle_timeout.min(SPARE) } else { self.limits.idle_timeout };
+    /// Retires a connection that is too old or idle, or sets the time to look at it again.
+    fn review(&mut self, id: ConnId, now: Instant) {
+        let Some(&entry) = self.entry_of.get(&id) else { return };
+        let is_redundant = self.entries.get(&entry).is_some_and(|entry| entry.is_redundant_idle(id));
+        let idle_timeout =
+            if is_redundant { self.limits.idle_timeout.min(REDUNDANT_IDLE) } else { self.limits.idle_timeout };
         let Some(conn) = self.conn_mut(entry, id).filter(|conn| conn.handle.is_some()) else { return };
         let idle_until = if conn.open == 0 { conn.idle_since } else { now } + idle_timeout;
         let old = now >= conn.expires;
         if now >= idle_until || (old && conn.open == 0) {
-            return self.retire(id, Why::Spent, now);
+            return self.retire(id, Retire::Unneeded, now);
         }
         conn.aged |= old;
         let next = if old { idle_until } else { idle_until.min(conn.expires) };
@@ -128,23 +130,23 @@ impl<H: Handle, W> State<H, W> {
         self.grow(entry, now);
     }
 
-    pub(super) fn retire(&mut self, conn: ConnId, why: Why, now: Instant) {
-        let Some(&id) = self.at.get(&conn) else { return };
+    pub(super) fn retire(&mut self, conn: ConnId, why: Retire, now: Instant) {
+        let Some(&id) = self.entry_of.get(&conn) else { return };
         let Some(found) = self.conn_mut(id, conn) else { return };
         let handle = found.handle.take();
-        found.ending |= why == Why::Ending;
+        found.draining |= why == Retire::Draining;
         self.actions.extend(handle.map(Action::Drop));
         self.timers.clear(Timer::Conn(conn));
-        if why == Why::Ending {
+        if why == Retire::Draining {
             let children = self.children.get(&conn).cloned().unwrap_or_default();
-            children.into_iter().for_each(|child| self.retire(child, Why::Ending, now));
+            children.into_iter().for_each(|child| self.retire(child, Retire::Draining, now));
         }
         self.settle(id, now);
     }
 
-    /// Whether a connection, or what it runs through, is gone or about to end.
-    pub(super) fn is_ending(&self, conn: ConnId) -> bool {
-        let entry = self.at.get(&conn).and_then(|id| self.entries.get(id));
-        entry.and_then(|entry| entry.conns.iter().find(|c| c.id == conn)).is_none_or(|conn| conn.ending)
+    /// Whether a connection, or one that it runs through, has ended or is about to.
+    pub(super) fn is_draining(&self, conn: ConnId) -> bool {
+        let entry = self.entry_of.get(&conn).and_then(|id| self.entries.get(id));
+        entry.and_then(|entry| entry.conns.iter().find(|c| c.id == conn)).is_none_or(|conn| conn.draining)
     }
 }

@@ -1,6 +1,6 @@
 //! The pool's decisions: a pure state machine. Events and a time go in, actions come out.
 //!
-//! What always holds is in one function, `State::check`.
+//! Its invariants are in one function, `State::check`.
 
 mod dials;
 mod ends;
@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::entry::{Conn, Entry};
+use self::entry::{Conn, Entry, Waiting};
 use self::timers::{Timer, Timers};
-use super::Backend;
+use super::BackendId;
 use crate::error::{Error, ErrorKind, Layer, Side};
 use crate::io::Load;
 use crate::path::{Path, Reuse};
 
-/// A connection, and before that its dial.
+/// A connection, and its dial before that.
 pub(super) type ConnId = u64;
 pub(super) type WaiterId = u64;
 pub(super) type SourceId = u64;
@@ -34,73 +34,85 @@ pub(super) struct Key {
     pub(super) path: Path,
 }
 
-/// A connection as the machine sees it. Both may change at any time and are read again each time.
+/// What a permit is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A caller's tunnel.
+    Tunnel,
+    /// The tunnel under a nested connection of the pool.
+    Nested,
+}
+
+/// A connection as the machine sees it. All of it may change at any time and is read anew for each decision.
 pub(super) trait Handle: Clone {
     /// How many tunnels it may carry now.
     fn limit(&self) -> usize;
-    /// Whether the peer has not told yet how many it allows.
-    fn is_unsettled(&self) -> bool;
-    /// Whether it takes no more.
+    /// Whether the peer's SETTINGS, with the number of tunnels that it allows, have not arrived yet.
+    fn awaits_settings(&self) -> bool;
+    /// Whether it takes no more tunnels.
     fn is_closed(&self) -> bool;
 }
 
-/// The numbers that decisions go by.
+/// The numbers that decide.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
-    /// Tunnels on a connection, as far as this side goes.
+    /// Tunnels on a connection, if the peer allows as many.
     pub(super) tunnels: usize,
     pub(super) per_path: usize,
     pub(super) in_all: usize,
-    /// Up to how many connections a path has because its others have no time left.
+    /// Up to how many connections a path gets because its others are busy.
     pub(super) busy_connections: usize,
     pub(super) idle_timeout: Duration,
     pub(super) max_age: Duration,
-    /// The wait after the first failed dial, and the longest.
+    /// The back-off after the first failed dial, and the longest.
     pub(super) back_off: (Duration, Duration),
 }
 
-/// After so long an idle connection beside another one to the same peer is closed: what a burst of tunnels needed should not
-/// stay for as long as the only connection does.
-const SPARE: Duration = Duration::from_secs(15);
+/// The idle timeout of a connection beside another one to the same backend: what a burst of tunnels needed should not stay
+/// for as long as an only connection does.
+const REDUNDANT_IDLE: Duration = Duration::from_secs(15);
 
-/// A place on a connection. Give it back with [`State::release`].
+/// The right to open one tunnel on a connection. Return it with [`State::release`].
 #[derive(Debug)]
-pub(super) struct Grant<H> {
+pub(super) struct Permit<H> {
     pub(super) conn: ConnId,
+    pub(super) purpose: Purpose,
     pub(super) handle: H,
 }
 
-/// What the machine wants done, outside of the lock.
+/// What the machine wants done.
 #[derive(Debug)]
 pub(super) enum Action<H, W> {
-    /// Dial, and report with [`State::dialled`] under this id.
+    /// Dial, and report the outcome with [`State::dialed`] under this id.
     Dial {
         id: ConnId,
         key: Key,
-        covered: Vec<Backend>,
+        known_backends: Vec<BackendId>,
     },
-    Grant(W, Grant<H>),
+    Grant(W, Permit<H>),
     Fail(W, Error),
-    /// A handle that is not needed any more.
+    /// Have the waiter ask again: the dial that it waited for was lost.
+    AskAgain(W),
+    /// Let go of a connection, which closes when its tunnels have ended.
     Drop(H),
 }
 
 /// A dial that succeeded.
 #[derive(Debug)]
-pub(super) struct Landed<H> {
+pub(super) struct Dialed<H> {
     pub(super) handle: H,
-    /// The connection that it runs through.
+    /// The connection whose tunnel carries it.
     pub(super) parent: Option<ConnId>,
-    pub(super) backend: Option<Backend>,
+    pub(super) backend: Option<BackendId>,
 }
 
 /// Why a connection takes no more tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
-    /// It, or what it runs through, is about to end.
-    Ending,
-    /// It has served long enough, or is not needed. What runs through it may go on.
-    Spent,
+enum Retire {
+    /// It, or a connection that it runs through, is about to end.
+    Draining,
+    /// It is too old, idle or a duplicate. The connections inside it may go on.
+    Unneeded,
 }
 
 /// How many of each there are.
@@ -110,6 +122,9 @@ pub(super) struct Counts {
     pub(super) connections: usize,
     pub(super) dials: usize,
     pub(super) waiters: usize,
+    /// Permits that are out, for tunnels of callers and for nested connections.
+    pub(super) permits: usize,
+    /// Those for tunnels of callers.
     pub(super) tunnels: usize,
 }
 
@@ -119,21 +134,21 @@ pub(super) struct State<H, W> {
     rng: fastrand::Rng,
     by_key: HashMap<Key, EntryId>,
     entries: HashMap<EntryId, Entry<H, W>>,
-    /// Connections and dials.
-    at: HashMap<ConnId, EntryId>,
+    /// Which entry each connection and dial belongs to.
+    entry_of: HashMap<ConnId, EntryId>,
     timers: Timers,
-    /// What runs through each connection.
+    /// The connections inside each connection.
     children: HashMap<ConnId, Vec<ConnId>>,
-    /// Keys whose dials wait until there may be more connections.
-    starved: VecDeque<EntryId>,
+    /// Entries whose waiters need a dial when there is room for another connection.
+    pending_dials: VecDeque<EntryId>,
     next_id: u64,
     closed: bool,
     actions: Vec<Action<H, W>>,
 }
 
-/// A spread may miss this many times its number of backends before it backs off: as often as chance alone makes likely.
+/// A spread may miss this many times its number of backends before it backs off: as many misses as chance alone makes likely.
 const FREE_MISSES: u32 = 2;
-/// What it waits after the next miss, twice that after the one that follows, and so on.
+/// The back-off after the first miss beyond those, and the longest.
 const MISS_BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
 impl<H: Handle, W> State<H, W> {
@@ -143,17 +158,17 @@ impl<H: Handle, W> State<H, W> {
             rng,
             by_key: HashMap::new(),
             entries: HashMap::new(),
-            at: HashMap::new(),
+            entry_of: HashMap::new(),
             timers: Timers::default(),
             children: HashMap::new(),
-            starved: VecDeque::new(),
+            pending_dials: VecDeque::new(),
             next_id: 0,
             closed: false,
             actions: Vec::new(),
         }
     }
 
-    /// What is to be done. To be called after each event.
+    /// What to do. To be called after each event.
     pub(super) fn take_actions(&mut self) -> Vec<Action<H, W>> {
         self.check();
         std::mem::take(&mut self.actions)
@@ -164,34 +179,34 @@ impl<H: Handle, W> State<H, W> {
         self.timers.next()
     }
 
-    /// Takes a place on a connection, if there is one.
-    pub(super) fn try_checkout(&mut self, key: &Key, now: Instant) -> Option<Grant<H>> {
+    /// Issues a permit if a connection has room.
+    pub(super) fn try_checkout(&mut self, key: &Key, purpose: Purpose, now: Instant) -> Option<Permit<H>> {
         let id = *self.by_key.get(key)?;
         let entry = self.entries.get_mut(&id)?;
         let reuse = key.path.reuse();
         if entry.reuse != reuse {
             entry.reuse = reuse;
-            // Another number of backends: what was learned of chances is void.
+            // With another number of backends, the chance of a miss is another one too.
             (entry.misses, entry.grow_at) = (0, None);
-            // And a backend that has just come does not make up for what the others got before.
-            entry.conns.iter_mut().for_each(|conn| conn.of_late = 0);
+            // And a new backend does not make up for what the others got before.
+            entry.conns.iter_mut().for_each(|conn| conn.recent = 0);
         }
         if !entry.waiters.is_empty() {
             return None;
         }
-        let grant = self.grant(id, now)?;
+        let permit = self.grant(id, purpose, now)?;
         self.grow(id, now);
-        Some(grant)
+        Some(permit)
     }
 
-    /// Waits for a place. Fails at once when the last dial failed just now.
-    pub(super) fn enqueue(&mut self, key: &Key, waiter: W, now: Instant) -> Result<WaiterId, Error> {
+    /// Waits for a permit. Fails at once while the last failed dial is backed off from.
+    pub(super) fn enqueue(&mut self, key: &Key, purpose: Purpose, waiter: W, now: Instant) -> Result<WaiterId, Error> {
         if self.closed {
-            return Err(closed());
+            return Err(pool_closed());
         }
         let id = self.entry(key);
         let waiter_id = self.id();
-        let Some(entry) = self.entries.get_mut(&id) else { return Err(closed()) };
+        let Some(entry) = self.entries.get_mut(&id) else { return Err(pool_closed()) };
         if let Some(failure) = &entry.failure
             && now < failure.retry_at
             && entry.dials.is_empty()
@@ -199,41 +214,42 @@ impl<H: Handle, W> State<H, W> {
         {
             return Err(failure.error.clone());
         }
-        entry.waiters.push_back((waiter_id, waiter));
-        // There may be a place since it was looked for.
+        entry.waiters.push_back(Waiting { id: waiter_id, purpose, waiter });
+        // There may be room since the caller tried.
         self.settle(id, now);
         Ok(waiter_id)
     }
 
-    /// Somebody waits no more.
+    /// A waiter has given up.
     pub(super) fn cancel(&mut self, key: &Key, waiter: WaiterId, now: Instant) {
         let Some(&id) = self.by_key.get(key) else { return };
         if let Some(entry) = self.entries.get_mut(&id) {
-            entry.waiters.retain(|(id, _)| *id != waiter);
+            entry.waiters.retain(|waiting| waiting.id != waiter);
         }
         self.settle(id, now);
     }
 
-    /// A place is free again.
-    pub(super) fn release(&mut self, conn: ConnId, now: Instant) {
-        let Some(&id) = self.at.get(&conn) else { return };
+    /// A permit is returned.
+    pub(super) fn release(&mut self, conn: ConnId, purpose: Purpose, now: Instant) {
+        let Some(&id) = self.entry_of.get(&conn) else { return };
         let Some(conn) = self.conn_mut(id, conn) else { return };
         conn.open = conn.open.saturating_sub(1);
+        conn.nested = conn.nested.saturating_sub(usize::from(purpose == Purpose::Nested));
         if conn.open == 0 {
             let conn_id = conn.id;
             conn.idle_since = now;
-            // Its driver would only find out at its next turn, and tell of what moved until now.
+            // Its driver would only report that at its next turn, along with what moved before.
             conn.load = Load::Light;
             let usable = conn.handle.is_some();
-            if usable && self.entries.get(&id).is_some_and(|entry| entry.is_spare(conn_id)) {
-                self.timers.set(Timer::Conn(conn_id), now + SPARE.min(self.limits.idle_timeout));
+            if usable && self.entries.get(&id).is_some_and(|entry| entry.is_redundant_idle(conn_id)) {
+                self.timers.set(Timer::Conn(conn_id), now + REDUNDANT_IDLE.min(self.limits.idle_timeout));
             }
         }
         self.settle(id, now);
-        self.feed(now);
+        self.start_pending(now);
     }
 
-    /// Gives waiters what there is, dials for the rest, and forgets the entry if nothing is left of it.
+    /// Serves waiters from the connections there are, dials for the rest, and removes the entry if nothing is left of it.
     fn settle(&mut self, id: EntryId, now: Instant) {
         self.serve(id, now);
         self.dial(id, now);
@@ -242,23 +258,22 @@ impl<H: Handle, W> State<H, W> {
         {
             self.by_key.remove(&entry.key);
             self.timers.clear(Timer::Entry(id));
-            self.starved.retain(|starved| *starved != id);
+            self.pending_dials.retain(|pending| *pending != id);
         }
     }
 
     fn serve(&mut self, id: EntryId, now: Instant) {
-        while self.entries.get(&id).is_some_and(|entry| !entry.waiters.is_empty()) {
-            let Some(grant) = self.grant(id, now) else { break };
-            let Some((_, waiter)) = self.entries.get_mut(&id).and_then(|entry| entry.waiters.pop_front()) else {
-                break;
-            };
-            self.actions.push(Action::Grant(waiter, grant));
+        while let Some(purpose) = self.entries.get(&id).and_then(|entry| entry.waiters.front()).map(|next| next.purpose)
+        {
+            let Some(permit) = self.grant(id, purpose, now) else { break };
+            let Some(waiting) = self.entries.get_mut(&id).and_then(|entry| entry.waiters.pop_front()) else { break };
+            self.actions.push(Action::Grant(waiting.waiter, permit));
         }
     }
 
-    fn grant(&mut self, id: EntryId, now: Instant) -> Option<Grant<H>> {
+    fn grant(&mut self, id: EntryId, purpose: Purpose, now: Instant) -> Option<Permit<H>> {
         let entry = self.entries.get_mut(&id)?;
-        entry.fade(now);
+        entry.decay(now);
         let conn = entry.pick(&mut self.rng)?;
         let conn = &mut entry.conns[conn];
         let handle = match entry.reuse {
@@ -266,14 +281,20 @@ impl<H: Handle, W> State<H, W> {
             _ => conn.handle.clone(),
         }?;
         conn.open += 1;
-        conn.of_late = conn.of_late.saturating_add(1);
-        Some(Grant { conn: conn.id, handle })
+        conn.nested += usize::from(purpose == Purpose::Nested);
+        conn.recent = conn.recent.saturating_add(1);
+        Some(Permit { conn: conn.id, purpose, handle })
     }
 
-    /// Whether there is a connection that takes tunnels, or would if it were not full.
+    /// Whether there is a connection that takes tunnels, full or not.
     pub(super) fn is_connected(&self, key: &Key) -> bool {
         let entry = self.by_key.get(key).and_then(|id| self.entries.get(id));
         entry.is_some_and(|entry| entry.conns.iter().any(Conn::is_usable))
+    }
+
+    /// Whether a connection is being opened.
+    pub(super) fn is_dialing(&self, key: &Key) -> bool {
+        self.by_key.get(key).and_then(|id| self.entries.get(id)).is_some_and(|entry| !entry.dials.is_empty())
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -282,7 +303,8 @@ impl<H: Handle, W> State<H, W> {
             counts.connections += entry.conns.len();
             counts.dials += entry.dials.len();
             counts.waiters += entry.waiters.len();
-            counts.tunnels += entry.conns.iter().map(|conn| conn.open).sum::<usize>();
+            counts.permits += entry.conns.iter().map(|conn| conn.open).sum::<usize>();
+            counts.tunnels += entry.conns.iter().map(|conn| conn.open - conn.nested).sum::<usize>();
         }
         counts
     }
@@ -306,34 +328,35 @@ impl<H: Handle, W> State<H, W> {
         self.next_id
     }
 
-    /// What always holds between events. Checked in debug builds while there are few entries.
+    /// What holds between events. Checked in debug builds while there are few entries.
     fn check(&self) {
         if !cfg!(debug_assertions) || self.entries.len() > 64 {
             return;
         }
         assert_eq!(self.by_key.len(), self.entries.len(), "each key has one entry");
         let known: usize = self.entries.values().map(|entry| entry.conns.len() + entry.dials.len()).sum();
-        assert_eq!(self.at.len(), known, "each connection and dial is in one entry");
+        assert_eq!(self.entry_of.len(), known, "each connection and dial is in one entry");
         for (key, id) in &self.by_key {
             let entry = &self.entries[id];
             assert_eq!(entry.key, *key, "an entry is found by its key");
             for conn in entry.conns.iter().map(|conn| &conn.id).chain(&entry.dials) {
-                assert_eq!(self.at.get(conn), Some(id), "a connection is found where it is");
+                assert_eq!(self.entry_of.get(conn), Some(id), "a connection is found where it is");
             }
             if entry.waiters.is_empty() || !cfg!(test) {
-                // Nothing else holds for sure. A connection's driver may have found room since the machine looked, and will
-                // say so: only handles that stand still between events can be held to it.
+                // A connection's driver may have found room since the machine looked, and will report it: only handles that
+                // stand still between events, as in the simulation, can be held to the rest.
             } else if let Some(conn) = entry.conns.iter().find(|conn| conn.has_room()) {
-                panic!("somebody waits although there is room on {}", conn.id);
+                panic!("a caller waits although there is room on {}", conn.id);
             }
             if self.closed {
-                assert!(entry.waiters.is_empty() && entry.dials.is_empty(), "nobody waits for a closed pool");
-                assert!(entry.conns.iter().all(|conn| conn.handle.is_none()), "a closed pool gives no places");
+                assert!(entry.waiters.is_empty() && entry.dials.is_empty(), "a closed pool has no waiters");
+                assert!(entry.conns.iter().all(|conn| conn.handle.is_none()), "a closed pool issues no permits");
             }
             if entry.reuse != Reuse::Never {
                 assert!(entry.dials.len() <= self.limits.per_path, "more dials than connections are allowed");
             }
             for conn in &entry.conns {
+                assert!(conn.nested <= conn.open, "more nested connections than permits");
                 let timed = self.timers.contains(Timer::Conn(conn.id));
                 assert!(timed || conn.handle.is_none(), "each usable connection is looked at again");
             }
@@ -341,12 +364,12 @@ impl<H: Handle, W> State<H, W> {
     }
 }
 
-/// Doubles with each time, up to the longest.
+/// Doubles each time, up to the longest.
 fn back_off((first, longest): (Duration, Duration), times: u32) -> Duration {
     first.saturating_mul(2u32.saturating_pow(times)).min(longest)
 }
 
-fn closed() -> Error {
+fn pool_closed() -> Error {
     Error::new(ErrorKind::Closed, Layer::Http2, Side::Local, "waiting for a connection")
         .with_source("the pool is closed")
 }

@@ -1,4 +1,4 @@
-//! What is to be looked at when.
+//! When to look at each connection and entry again.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -6,14 +6,14 @@ use tokio::time::Instant;
 
 use super::{ConnId, EntryId};
 
-/// Something to look at again.
+/// What to look at again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Timer {
     Conn(ConnId),
     Entry(EntryId),
 }
 
-/// At most one time for each.
+/// At most one pending time for each timer.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     queue: BTreeSet<(Instant, Timer)>,

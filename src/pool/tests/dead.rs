@@ -127,7 +127,7 @@ async fn who_runs_out_of_time_says_where_at_any_depth(#[case] death: Death, #[ca
     let config = Config::new().with_dial_timeout(secs(60)).with_tls_timeout(secs(60));
     let world = World::with(config);
     death.strike(&world);
-    let (pool, source) = world.pool(PoolConfig::new().with_dial_deadline(secs(5)));
+    let (pool, source) = world.pool(PoolConfig::new().with_open_timeout(secs(5)));
     let begin = Instant::now();
     let error = connect(&pool, &source, &through(1, Reuse::Shared)).await.unwrap_err();
     assert_eq!(begin.elapsed(), secs(5));

@@ -2,7 +2,7 @@
 
 use rstest::rstest;
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::PoolConfig;
 use super::world::{World, address, connect, direct, echoes, finish, open, quiet, secs, through, trusted};
@@ -10,7 +10,7 @@ use crate::path::Reuse;
 use crate::tests::harness::BoxIo;
 use crate::tests::raw::{self, Raw};
 use crate::tls::Acceptor;
-use crate::{Config, Error};
+use crate::{Config, Error, ErrorKind, Side};
 
 #[tokio::test(start_paused = true)]
 async fn a_full_connection_serves_again_when_tunnels_end_in_the_order_of_asking() {
@@ -65,7 +65,7 @@ async fn another_connection_is_opened_when_all_are_full(#[case] own: u32, #[case
 async fn at_the_limit_of_all_an_idle_connection_makes_room_and_else_one_waits() {
     let world = World::new();
     let peers: Vec<_> = (1..=4).map(|n| world.echo(n)).collect();
-    let (pool, source) = world.pool(PoolConfig::new().with_connections(2));
+    let (pool, source) = world.pool(PoolConfig::new().with_connections(2).with_checkout_timeout(secs(100)));
     let idle = connect(&pool, &source, &direct(1, Reuse::Shared)).await.unwrap();
     let held = connect(&pool, &source, &direct(2, Reuse::Shared)).await.unwrap();
     finish(idle).await;
@@ -174,10 +174,32 @@ async fn a_peer_that_allows_just_the_first_few_gets_another_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_nested_connection_holds_a_place_on_its_outer_one_until_it_is_closed() {
+async fn a_caller_that_finds_no_room_is_told_so_after_its_checkout_timeout() {
+    let world = World::new();
+    let _peers = [world.echo(1), world.echo(2)];
+    let settings = PoolConfig::new().with_connections(2).with_checkout_timeout(secs(5));
+    let (pool, source) = world.pool(settings);
+    let _held = [
+        connect(&pool, &source, &direct(1, Reuse::Never)).await.unwrap(),
+        connect(&pool, &source, &direct(1, Reuse::Never)).await.unwrap(),
+    ];
+    let began = Instant::now();
+    let error = connect(&pool, &source, &direct(2, Reuse::Shared)).await.unwrap_err();
+    assert_eq!((error.kind(), error.side(), began.elapsed()), (&ErrorKind::Timeout, Side::Local, secs(5)));
+    assert_eq!(
+        error.to_string(),
+        "hop 0, dial: waiting for room in the pool for another connection (peer 10.0.0.2:15008): timed out; \
+         allow the pool more connections"
+    );
+    assert_eq!(pool.stats().waiting, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nested_connection_holds_a_permit_of_its_outer_one_until_it_is_closed() {
     let world = World::with(Config::new().with_max_tunnels(1));
     let _gateway = world.gateway(1, vec![world.echo(2)], 1);
     let settings = PoolConfig::new().with_connections_per_path(1).with_idle_timeout(secs(100));
+    let settings = settings.with_checkout_timeout(secs(100));
     let (pool, source) = world.pool(settings);
     let inner = connect(&pool, &source, &through(1, Reuse::Shared)).await.unwrap();
     assert_eq!((pool.stats().connections, pool.stats().tunnels), (2, 1));

@@ -142,7 +142,7 @@ async fn opening(pool: &Pool, source: &Source, path: &crate::path::Path) -> f64 
 #[case::turned_off(false, [5.0, 3.0])]
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_is_open_after_as_few_round_trips_as_can_be(#[case] early: bool, #[case] nested: [f64; 2]) {
-    let world = World::with(Config::new().with_early_bytes(early));
+    let world = World::with(Config::new().with_early_data(early));
     let pod = world.peer(Does::Echo(Box::default()));
     let gateway = world.peer(Does::Forward(vec![pod.clone()], std::sync::Mutex::new(fastrand::Rng::with_seed(1))));
     let (pool, source, far) = far_away(&world);
@@ -173,7 +173,7 @@ async fn a_tunnel_is_open_after_as_few_round_trips_as_can_be(#[case] early: bool
 // And a second until that is noticed.
 #[case::loses(Early::Loses, 16.0)]
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_takes_no_early_bytes_is_found_out_once_and_remembered(#[case] early: Early, #[case] first: f64) {
+async fn a_peer_that_takes_no_early_data_is_found_out_once_and_remembered(#[case] early: Early, #[case] first: f64) {
     let world = World::new();
     let pod = world.peer(Does::Echo(Box::default()));
     let acceptor = Acceptor::new(world.credentials("server"), trusted(), world.config.clone());
@@ -203,7 +203,7 @@ async fn a_peer_that_takes_no_early_bytes_is_found_out_once_and_remembered(#[cas
 #[case::calm(Early::Resets(h2::Reason::ENHANCE_YOUR_CALM), |kind: &ErrorKind| *kind == ErrorKind::Reset(11))]
 #[case::connect_error(Early::Resets(h2::Reason::CONNECT_ERROR), |kind: &ErrorKind| *kind == ErrorKind::Reset(10))]
 #[tokio::test(start_paused = true)]
-async fn what_has_nothing_to_do_with_early_bytes_is_returned_at_once(
+async fn what_has_nothing_to_do_with_early_data_is_returned_at_once(
     #[case] early: Early,
     #[case] expected: fn(&ErrorKind) -> bool,
 ) {
@@ -222,7 +222,7 @@ async fn what_has_nothing_to_do_with_early_bytes_is_returned_at_once(
 
 /// The gateway's own server: bytes before its answer wait for it, whatever the answer is.
 #[tokio::test(start_paused = true)]
-async fn the_crates_own_server_takes_early_bytes_and_its_refusal_arrives_all_the_same() {
+async fn the_crates_own_server_takes_early_data_and_its_refusal_arrives_all_the_same() {
     let world = World::new();
     let pod = world.peer(Does::Echo(Box::default()));
     let acceptor = Acceptor::new(world.credentials("server"), trusted(), world.config.clone());

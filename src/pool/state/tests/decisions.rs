@@ -168,7 +168,7 @@ fn each_failure_in_a_row_doubles_the_wait_up_to_the_longest_and_its_error_is_sha
     assert!(sim.failed.iter().all(|(_, error)| error.kind() == dial_error().kind()));
     let _ = sim.checkout(&key);
     let conn = sim.land(0, None, 4);
-    sim.gone(conn);
+    sim.end(conn);
     let _ = sim.checkout(&key);
     sim.fail(0);
     sim.pass(millis(100));
@@ -184,10 +184,10 @@ fn a_connection_that_ends_before_its_peer_says_anything_is_a_dial_that_failed() 
             let _ = sim.checkout(&key);
         }
         let conn = sim.land_as(0, None, 1, true);
-        sim.stillborn(conn);
+        sim.fail_before_settings(conn);
         assert_eq!((sim.waiters.len(), sim.dials.len()), (0, 0));
         sim.release(conn);
-        sim.gone(conn);
+        sim.end(conn);
         assert!(sim.checkout(&key).is_err() && sim.dials.is_empty(), "not before {wait} ms");
         sim.pass(millis(wait));
     }
@@ -241,6 +241,27 @@ fn who_waits_while_others_run_is_not_failed_by_a_dial() {
 }
 
 #[test]
+fn the_waiters_of_a_lost_dial_ask_again_at_once_and_without_back_off() {
+    let mut sim = Sim::new(limits());
+    let key = direct(1, Reuse::Shared);
+    (0..3).for_each(|_| assert!(sim.checkout(&key).is_err()));
+    sim.lose(0);
+    assert_eq!((sim.failed.len(), sim.waiters.len(), sim.dials.len()), (0, 3, 1));
+    sim.land(0, None, 4);
+    assert_eq!(sim.granted.len(), 3);
+    sim.wind_up();
+}
+
+#[test]
+fn a_lost_dial_that_nobody_waits_for_is_not_made_up_for() {
+    let mut sim = Sim::new(limits());
+    let _ = sim.checkout(&direct(1, Reuse::Shared));
+    sim.cancel(0);
+    sim.lose(0);
+    assert_eq!((sim.dials.len(), sim.state.counts()), (0, Counts::default()));
+}
+
+#[test]
 fn an_aged_connection_is_used_until_its_successor_is_there() {
     let (mut sim, key) = (Sim::new(Limits { idle_timeout: secs(3600), ..limits() }), direct(1, Reuse::Shared));
     let _ = sim.checkout(&key);
@@ -288,8 +309,8 @@ fn an_idle_connection_is_closed_after_its_time_and_not_while_it_is_used() {
 #[derive(Clone, Copy, Debug)]
 enum End {
     GoAway,
-    Doomed,
-    Gone,
+    Drained,
+    Ended,
     Rotated,
     Age,
     GoAwayAfterAge,
@@ -297,8 +318,8 @@ enum End {
 
 #[rstest]
 #[case(End::GoAway, false)]
-#[case(End::Doomed, false)]
-#[case(End::Gone, false)]
+#[case(End::Drained, false)]
+#[case(End::Ended, false)]
 #[case(End::Rotated, false)]
 #[case(End::Age, true)]
 #[case(End::GoAwayAfterAge, false)]
@@ -309,17 +330,17 @@ fn what_ends_a_connection_ends_those_inside_except_age(#[case] end: End, #[case]
     let _ = sim.checkout(&outer_key);
     let outer = sim.land(0, None, 4);
     let _ = sim.checkout(&inner_key);
-    sim.dials[0].parent = Some(outer);
+    assert!(sim.enter(0));
     let inner = sim.land(0, None, 4);
     let age = |sim: &mut Sim| {
-        sim.state.retire(outer, Why::Spent, sim.now);
+        sim.state.retire(outer, Retire::Unneeded, sim.now);
         sim.act();
     };
     match end {
         End::GoAway => sim.close_conn(outer),
-        End::Doomed => sim.doom(outer),
-        End::Gone => {
-            sim.gone(outer);
+        End::Drained => sim.drain(outer),
+        End::Ended => {
+            sim.end(outer);
         }
         End::Rotated => sim.source_ended(1, None),
         End::Age => age(&mut sim),
@@ -343,11 +364,11 @@ fn a_connection_that_lands_inside_one_that_ends_serves_those_who_wait_and_nobody
     let _ = sim.checkout(&outer_key);
     let outer = sim.land(0, None, 4);
     let tag = sim.checkout(&inner_key).unwrap_err();
-    sim.dials[0].parent = Some(sim.checkout(&outer_key).unwrap());
+    assert!(sim.enter(0));
     if gone {
-        sim.gone(outer);
+        sim.end(outer);
     } else {
-        sim.doom(outer);
+        sim.drain(outer);
     }
     let inner = sim.land(0, None, 4);
     assert!(sim.conns[&inner].dropped);

@@ -20,22 +20,23 @@ enum Event {
     },
     Cancel(usize),
     Release(usize),
-    /// A dial inside another connection gets its place there.
+    /// A dial inside another connection gets its permit there.
     Enter(usize),
     Land {
         dial: usize,
         backend: Option<u64>,
         limit: usize,
-        unsettled: bool,
+        awaiting_settings: bool,
     },
     Fail(usize),
-    Learned(usize, Option<u64>),
+    Lose(usize),
+    Identified(usize, Option<u64>),
     Limit(usize, usize),
     Close(usize),
-    Doom(usize),
-    Stillborn(usize),
+    Drain(usize),
+    FailBeforeSettings(usize),
     LoadChanged(usize, Load),
-    Gone(usize),
+    End(usize),
     Reap,
     SourceEnded(u64, bool),
     Pass(u64),
@@ -55,16 +56,17 @@ fn event() -> impl Strategy<Value = Event> {
         14 => n.clone().prop_map(Event::Release),
         10 => n.clone().prop_map(Event::Enter),
         16 => (n.clone(), backend(), 0..6usize, any::<bool>())
-            .prop_map(|(dial, backend, limit, unsettled)| Event::Land { dial, backend, limit, unsettled }),
+            .prop_map(|(dial, backend, limit, awaiting_settings)| Event::Land { dial, backend, limit, awaiting_settings }),
         5 => n.clone().prop_map(Event::Fail),
-        5 => (n.clone(), backend()).prop_map(|(n, backend)| Event::Learned(n, backend)),
+        2 => n.clone().prop_map(Event::Lose),
+        5 => (n.clone(), backend()).prop_map(|(n, backend)| Event::Identified(n, backend)),
         5 => (n.clone(), 0..6usize).prop_map(|(n, limit)| Event::Limit(n, limit)),
         3 => n.clone().prop_map(Event::Close),
-        2 => n.clone().prop_map(Event::Doom),
-        2 => n.clone().prop_map(Event::Stillborn),
+        2 => n.clone().prop_map(Event::Drain),
+        2 => n.clone().prop_map(Event::FailBeforeSettings),
         3 => (n.clone(), prop_oneof![Just(Load::Light), Just(Load::Bulk), Just(Load::Full)])
             .prop_map(|(n, load)| Event::LoadChanged(n, load)),
-        3 => n.prop_map(Event::Gone),
+        3 => n.prop_map(Event::End),
         8 => Just(Event::Reap),
         1 => (source, any::<bool>()).prop_map(|(source, error)| Event::SourceEnded(source, error)),
         6 => prop_oneof![0..500u64, 0..20_000u64, 0..2_000_000u64].prop_map(Event::Pass),
@@ -93,12 +95,7 @@ fn nth<T: Copy>(mut items: impl ExactSizeIterator<Item = T>, n: usize) -> Option
 fn apply(sim: &mut Sim, event: Event) {
     let conn = |sim: &Sim, n| nth(sim.conns.keys().copied().collect::<Vec<_>>().into_iter(), n);
     let dial = |sim: &Sim, n: usize| n.checked_rem(sim.dials.len());
-    // What is inside holds a place of its own.
-    let releasable = |sim: &Sim, id: ConnId| {
-        let inner = sim.conns.values().filter(|conn| conn.parent == Some(id)).count()
-            + sim.dials.iter().filter(|dial| dial.parent == Some(id)).count();
-        sim.conns[&id].open > inner
-    };
+    let releasable = |sim: &Sim, id: ConnId| sim.conns[&id].open > sim.conns[&id].nested;
     match event {
         Event::Checkout { source, path, backends } => drop(sim.checkout(&key(source, path, backends))),
         Event::Enqueue { source, path, backends } => drop(sim.enqueue(&key(source, path, backends))),
@@ -118,18 +115,17 @@ fn apply(sim: &mut Sim, event: Event) {
                 && let Some((path, _)) = sim.dials[n].key.path.parent()
             {
                 let parent = Key { source: sim.dials[n].key.source, path };
-                sim.dials[n].parent = sim.try_checkout(&parent);
-                if sim.dials[n].parent.is_none() {
-                    // Somebody else has to want it.
+                if !sim.enter(n) {
+                    // The simulated dial doesn't wait; a caller does.
                     let _ = sim.checkout(&parent);
                 }
             }
         }
-        Event::Land { dial: n, backend, limit, unsettled } => {
+        Event::Land { dial: n, backend, limit, awaiting_settings } => {
             if let Some(n) = dial(sim, n)
                 && (sim.dials[n].key.path.depth() == 1 || sim.dials[n].parent.is_some())
             {
-                sim.land_as(n, backend.map(token), limit, unsettled);
+                sim.land_as(n, backend.map(token), limit, awaiting_settings);
             }
         }
         Event::Fail(n) => {
@@ -137,9 +133,14 @@ fn apply(sim: &mut Sim, event: Event) {
                 sim.fail(n);
             }
         }
-        Event::Learned(n, backend) => {
+        Event::Lose(n) => {
+            if let Some(n) = dial(sim, n) {
+                sim.lose(n);
+            }
+        }
+        Event::Identified(n, backend) => {
             if let Some(id) = conn(sim, n) {
-                sim.learned(id, backend.map(token));
+                sim.identified(id, backend.map(token));
             }
         }
         Event::Limit(n, limit) => {
@@ -152,14 +153,14 @@ fn apply(sim: &mut Sim, event: Event) {
                 sim.close_conn(id);
             }
         }
-        Event::Doom(n) => {
+        Event::Drain(n) => {
             if let Some(id) = conn(sim, n) {
-                sim.doom(id);
+                sim.drain(id);
             }
         }
-        Event::Stillborn(n) => {
+        Event::FailBeforeSettings(n) => {
             if let Some(id) = conn(sim, n) {
-                sim.stillborn(id);
+                sim.fail_before_settings(id);
             }
         }
         Event::LoadChanged(n, load) => {
@@ -167,10 +168,10 @@ fn apply(sim: &mut Sim, event: Event) {
                 sim.load_changed(id, load);
             }
         }
-        Event::Gone(n) => {
-            // What runs through a connection ends before its driver reports, or just after; here just before.
+        Event::End(n) => {
+            // The connections inside one end before its driver reports, or just after; here just before.
             if let Some(id) = conn(sim, n).filter(|id| sim.conns.values().all(|conn| conn.parent != Some(*id))) {
-                sim.gone(id);
+                sim.end(id);
             }
         }
         Event::Reap => sim.reap(),
@@ -184,7 +185,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
     #[test]
-    fn whatever_happens_nobody_is_forgotten_and_nothing_is_left(
+    fn no_caller_is_forgotten_and_nothing_is_left_over(
         events in proptest::collection::vec(event(), 1..150),
         in_all in 2..12usize,
         per_path in 1..6usize,

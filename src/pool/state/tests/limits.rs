@@ -48,10 +48,10 @@ fn a_dial_that_found_no_room_starts_when_there_is_some() {
         let mut sim = sim(2);
         let a = open(&mut sim, 0);
         let tag = sim.checkout(&direct(1, Reuse::Shared)).unwrap_err();
-        let starved = [2, 3].map(|n| sim.checkout(&direct(n, Reuse::Shared)).unwrap_err());
-        assert_eq!((sim.dials.len(), sim.state.starved.len()), (1, 2));
+        let pending = [2, 3].map(|n| sim.checkout(&direct(n, Reuse::Shared)).unwrap_err());
+        assert_eq!((sim.dials.len(), sim.state.pending_dials.len()), (1, 2));
         match end {
-            0 => sim.gone(a),
+            0 => sim.end(a),
             1 => {
                 sim.release(a);
                 sim.reap();
@@ -66,7 +66,7 @@ fn a_dial_that_found_no_room_starts_when_there_is_some() {
         }
         let started = sim.dials.iter().any(|dial| dial.key == direct(2, Reuse::Shared));
         assert!(started, "end {end}: {:?}", sim.dials);
-        assert!(sim.waiters.len() >= 2, "{tag} {starved:?}");
+        assert!(sim.waiters.len() >= 2, "{tag} {pending:?}");
         sim.wind_up();
     }
 }
@@ -80,7 +80,7 @@ fn the_next_gets_the_room_of_one_who_does_not_want_it_any_more() {
     }
     sim.cancel(0);
     sim.cancel(0);
-    sim.gone(a);
+    sim.end(a);
     assert_eq!(sim.dials.len(), 1);
     assert_eq!(sim.dials[0].key, direct(4, Reuse::Shared));
     sim.wind_up();
@@ -119,7 +119,8 @@ fn the_connection_that_holds_another_is_not_idle() {
     let _ = sim.checkout(&outer_key);
     let outer = sim.land(0, None, 4);
     let _ = sim.checkout(&inner_key);
-    sim.dials[0].parent = Some(outer);
+    assert!(sim.enter(0));
+    sim.release(outer);
     let inner = sim.land(0, None, 4);
     sim.release(inner);
     let _ = sim.checkout(&direct(2, Reuse::Shared));

@@ -38,14 +38,14 @@ fn it_grows_one_dial_at_a_time_and_nobody_waits_for_that() {
     let _ = sim.checkout(&key);
     for n in 0..3 {
         assert_eq!(sim.dials.len(), 1);
-        let covered: Vec<_> = (0..n).map(token).collect();
-        assert_eq!(sim.dials[0].covered, covered);
+        let known_backends: Vec<_> = (0..n).map(token).collect();
+        assert_eq!(sim.dials[0].known_backends, known_backends);
         if n > 0 {
             assert!(sim.try_checkout(&key).is_some(), "without waiting");
         }
         sim.land(0, Some(token(n)), 4);
     }
-    assert!(sim.dials.is_empty(), "all are covered");
+    assert!(sim.dials.is_empty(), "all are known_backends");
     sim.wind_up();
 }
 
@@ -97,8 +97,8 @@ fn a_backend_with_the_fewest_tunnels_is_next_however_many_connections_it_has() {
 fn a_connection_to_a_backend_that_has_one_is_let_go() {
     let mut sim = covering(3, &[0, 1]);
     assert_eq!(sim.dials.len(), 1);
-    let twin = sim.land(0, Some(token(0)), 4);
-    assert!(sim.conns[&twin].dropped);
+    let is_duplicate = sim.land(0, Some(token(0)), 4);
+    assert!(sim.conns[&is_duplicate].dropped);
     assert_eq!(sim.dials.len(), 1, "and the next is tried");
     sim.wind_up();
 }
@@ -144,7 +144,7 @@ fn of_backends_that_tell_nothing_twice_as_many_are_kept(#[case] backends: u32, #
         if !sim.dials.is_empty() {
             let conn = sim.land(0, None, 4);
             assert!(sim.dials.is_empty(), "first it has to tell");
-            sim.learned(conn, None);
+            sim.identified(conn, None);
         }
         touch(&mut sim, &key);
     }
@@ -157,13 +157,13 @@ fn what_the_first_tunnel_tells_counts() {
     let (mut sim, key) = (Sim::new(limits()), spread(2));
     let _ = sim.checkout(&key);
     let first = sim.land(0, None, 4);
-    sim.learned(first, Some(token(0)));
-    assert_eq!((sim.dials.len(), &sim.dials[0].covered[..]), (1, &[token(0)][..]));
+    sim.identified(first, Some(token(0)));
+    assert_eq!((sim.dials.len(), &sim.dials[0].known_backends[..]), (1, &[token(0)][..]));
     let second = sim.land(0, None, 4);
-    sim.learned(second, Some(token(0)));
+    sim.identified(second, Some(token(0)));
     assert!(sim.conns[&second].dropped);
     let third = sim.land(0, None, 4);
-    sim.learned(third, Some(token(1)));
+    sim.identified(third, Some(token(1)));
     assert!(!sim.conns[&third].dropped && sim.dials.is_empty());
     sim.wind_up();
 }
@@ -172,9 +172,9 @@ fn what_the_first_tunnel_tells_counts() {
 fn a_backend_that_is_gone_is_replaced_when_somebody_comes() {
     let mut sim = covering(2, &[0, 1]);
     let gone = *sim.conns.keys().next().unwrap();
-    sim.gone(gone);
+    sim.end(gone);
     touch(&mut sim, &spread(2));
-    assert_eq!((sim.dials.len(), &sim.dials[0].covered[..]), (1, &[token(1)][..]));
+    assert_eq!((sim.dials.len(), &sim.dials[0].known_backends[..]), (1, &[token(1)][..]));
     sim.wind_up();
 }
 
@@ -191,7 +191,7 @@ fn at_its_age_each_is_replaced_without_a_gap() {
         sim.pass(secs(1));
         touch(&mut sim, &key);
         while !sim.dials.is_empty() {
-            let backend = (0..2).map(token).find(|b| !sim.dials[0].covered.contains(b)).unwrap();
+            let backend = (0..2).map(token).find(|b| !sim.dials[0].known_backends.contains(b)).unwrap();
             sim.land(0, Some(backend), 4);
         }
         assert!(sim.waiters.is_empty(), "nobody waits");

@@ -78,7 +78,7 @@ impl Args {
     }
 
     fn pool(&self) -> PoolConfig {
-        let config = set(PoolConfig::new(), self.dial_timeout, PoolConfig::with_dial_deadline);
+        let config = set(PoolConfig::new(), self.dial_timeout, PoolConfig::with_open_timeout);
         set(config, self.idle_timeout, PoolConfig::with_idle_timeout)
     }
 }

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use crate::metadata::{BackendToken, Baggage, WorkloadType};
 
-/// A backend, by what gave it away.
+/// A backend, by what identified it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Backend {
+pub(super) enum BackendId {
     /// The gateway said so.
     Token(BackendToken),
     /// The backend itself named its pod.
     Pod(Arc<str>),
 }
 
-impl Backend {
+impl BackendId {
     /// What a backend's baggage says. Only a pod's name will do: those of a deployment have their name in common.
     pub(super) fn from_baggage(baggage: &Baggage) -> Option<Self> {
         let name = baggage.workload_name().filter(|_| baggage.workload_type() == Some(WorkloadType::Pod))?;
@@ -44,7 +44,7 @@ mod tests {
         let headers = http::HeaderMap::from_iter([(crate::metadata::BAGGAGE, header.parse().unwrap())]);
         let metadata = crate::metadata::Metadata::from_headers(&headers);
         let baggage = metadata.baggage().unwrap();
-        let expected = expected.map(|name| Backend::Pod(name.into()));
-        assert_eq!(Backend::from_baggage(baggage), expected);
+        let expected = expected.map(|name| BackendId::Pod(name.into()));
+        assert_eq!(BackendId::from_baggage(baggage), expected);
     }
 }
