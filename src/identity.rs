@@ -1,6 +1,5 @@
 //! SPIFFE identities of the mesh, and whom a hop accepts.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -11,7 +10,9 @@ const MAX_TRUST_DOMAIN: usize = 255;
 
 /// The identity of a workload: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
 ///
-/// Exactly this form, nothing before, between or after it. Identities are compared as a whole and never by prefix.
+/// Parsing takes exactly this form, nothing before, between or after it. Identities of another form, as SPIRE issues them,
+/// are made by [`SpiffeId::with_path`] and [`SpiffeId::from_any_path`], and certificates with them let in only where that is
+/// chosen. Identities are compared as a whole and never by prefix.
 ///
 /// ```
 /// use hbone::SpiffeId;
@@ -27,29 +28,54 @@ pub struct SpiffeId(Arc<Parts>);
 #[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Parts {
     trust_domain: TrustDomain,
-    namespace: String,
-    service_account: String,
+    path: IdPath,
+}
+
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum IdPath {
+    Workload {
+        namespace: String,
+        service_account: String,
+    },
+    /// Any other, from its first slash on.
+    Other(String),
 }
 
 /// The name of a trust domain, such as `cluster.local` (SPIFFE-ID, section 2.1): lower-case letters, digits, `.`, `-`, `_`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrustDomain(Arc<str>);
 
-/// The trust domains whose workloads a server lets in: its own and the aliases that the mesh has for it.
+/// The trust domains whose workloads a server lets in: its own and the aliases that the mesh has for it, or any.
 ///
 /// The check is on the certificate's SPIFFE ID, after its chain has been verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustDomains {
-    own: TrustDomain,
-    aliases: BTreeSet<TrustDomain>,
+    /// The own one first. `None` for any.
+    only: Option<Arc<[TrustDomain]>>,
+    any_path: bool,
 }
 
-/// The identities that a client accepts at the far end of one hop. An empty set accepts nobody.
+/// The identities that a client accepts at the far end of one hop. An empty set, which is the default, accepts nobody.
+///
+/// Collected from [`SpiffeId`]s, it accepts these only. [`trust_domain`](Self::trust_domain) and [`any`](Self::any) accept
+/// peers that are not known by name: whoever can get a certificate from one of the roots may then answer in place of the
+/// peer that is meant.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
-pub struct AcceptedIdentities(
+pub struct AcceptedIdentities(Accepted);
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Accepted {
     /// In order, each once.
-    Arc<[SpiffeId]>,
-);
+    Only(Arc<[SpiffeId]>),
+    TrustDomain(TrustDomain),
+    Any,
+}
+
+impl Default for Accepted {
+    fn default() -> Self {
+        Self::Only(Arc::default())
+    }
+}
 
 /// Why a text is no [`SpiffeId`] or [`TrustDomain`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,7 +87,7 @@ pub enum SpiffeIdError {
     NotSpiffe,
     /// Empty, over 255 bytes, or a character outside of `a-z 0-9 . - _`.
     BadTrustDomain,
-    /// Not of the form `/ns/<namespace>/sa/<service account>`.
+    /// Not of the form `/ns/<namespace>/sa/<service account>`; or without a path.
     NotWorkload,
     /// A path segment is empty, `.`, `..`, or has a character outside of `a-z A-Z 0-9 . - _`.
     BadSegment,
@@ -77,13 +103,40 @@ impl SpiffeId {
         if !valid_segment(namespace) || !valid_segment(service_account) {
             return Err(SpiffeIdError::BadSegment);
         }
-        let parts =
-            Parts { trust_domain, namespace: namespace.to_owned(), service_account: service_account.to_owned() };
-        let id = Self(Arc::new(parts));
-        if id.to_string().len() > MAX_ID {
-            return Err(SpiffeIdError::TooLong);
+        let (namespace, service_account) = (namespace.to_owned(), service_account.to_owned());
+        Self::checked(trust_domain, IdPath::Workload { namespace, service_account })
+    }
+
+    /// Builds an identity whose path may have any form, such as `/agent/web/1`.
+    ///
+    /// # Errors
+    ///
+    /// [`SpiffeIdError::NotWorkload`] when it does not start with `/`, [`SpiffeIdError::BadSegment`] or
+    /// [`SpiffeIdError::TooLong`].
+    pub fn with_path(trust_domain: TrustDomain, path: &str) -> Result<Self, SpiffeIdError> {
+        let segments = path.strip_prefix('/').ok_or(SpiffeIdError::NotWorkload)?;
+        match segments.split('/').collect::<Vec<_>>()[..] {
+            ["ns", namespace, "sa", service_account] => Self::new(trust_domain, namespace, service_account),
+            ref segments if segments.iter().all(|segment| valid_segment(segment)) => {
+                Self::checked(trust_domain, IdPath::Other(path.to_owned()))
+            }
+            _ => Err(SpiffeIdError::BadSegment),
         }
-        Ok(id)
+    }
+
+    /// Parses an identity whose path may have any form.
+    ///
+    /// # Errors
+    ///
+    /// As [`SpiffeId::with_path`]; [`SpiffeIdError::NotSpiffe`] or [`SpiffeIdError::BadTrustDomain`].
+    pub fn from_any_path(text: &str) -> Result<Self, SpiffeIdError> {
+        let (trust_domain, path) = split(text)?;
+        Self::with_path(trust_domain.parse()?, path)
+    }
+
+    fn checked(trust_domain: TrustDomain, path: IdPath) -> Result<Self, SpiffeIdError> {
+        let id = Self(Arc::new(Parts { trust_domain, path }));
+        if id.to_string().len() > MAX_ID { Err(SpiffeIdError::TooLong) } else { Ok(id) }
     }
 
     /// The trust domain.
@@ -91,14 +144,26 @@ impl SpiffeId {
         &self.0.trust_domain
     }
 
-    /// The namespace.
-    pub fn namespace(&self) -> &str {
-        &self.0.namespace
+    /// Whether it has the form of a Kubernetes workload's.
+    pub fn is_workload(&self) -> bool {
+        matches!(self.0.path, IdPath::Workload { .. })
     }
 
-    /// The service account.
+    /// The namespace; empty, which no namespace is, where the identity has another form than a Kubernetes workload's.
+    pub fn namespace(&self) -> &str {
+        match &self.0.path {
+            IdPath::Workload { namespace, .. } => namespace,
+            IdPath::Other(_) => "",
+        }
+    }
+
+    /// The service account; empty, which no service account is, where the identity has another form than a Kubernetes
+    /// workload's.
     pub fn service_account(&self) -> &str {
-        &self.0.service_account
+        match &self.0.path {
+            IdPath::Workload { service_account, .. } => service_account,
+            IdPath::Other(_) => "",
+        }
     }
 }
 
@@ -106,12 +171,9 @@ impl FromStr for SpiffeId {
     type Err = SpiffeIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.len() > MAX_ID {
-            return Err(SpiffeIdError::TooLong);
-        }
-        let rest = text.strip_prefix("spiffe://").ok_or(SpiffeIdError::NotSpiffe)?;
-        let (trust_domain, path) = rest.split_once('/').ok_or(SpiffeIdError::NotWorkload)?;
+        let (trust_domain, path) = split(text)?;
         let trust_domain = trust_domain.parse()?;
+        let path = path.strip_prefix('/').ok_or(SpiffeIdError::NotWorkload)?;
         let mut segments = path.split('/');
         match (segments.next(), segments.next(), segments.next(), segments.next(), segments.next()) {
             (Some("ns"), Some(namespace), Some("sa"), Some(service_account), None) => {
@@ -124,8 +186,13 @@ impl FromStr for SpiffeId {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Parts { trust_domain, namespace, service_account } = &*self.0;
-        write!(f, "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
+        let trust_domain = self.trust_domain();
+        match &self.0.path {
+            IdPath::Workload { namespace, service_account } => {
+                write!(f, "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
+            }
+            IdPath::Other(path) => write!(f, "spiffe://{trust_domain}{path}"),
+        }
     }
 }
 
@@ -169,41 +236,82 @@ impl fmt::Debug for TrustDomain {
 impl TrustDomains {
     /// Only `own`.
     pub fn new(own: TrustDomain) -> Self {
-        Self { own, aliases: BTreeSet::new() }
+        Self { only: Some([own].into()), any_path: false }
+    }
+
+    /// Any trust domain: every workload with a certificate from one of the roots is let in.
+    pub fn any() -> Self {
+        Self { only: None, any_path: false }
     }
 
     /// Adds trust domains that count as the own one.
     pub fn with_aliases(mut self, aliases: impl IntoIterator<Item = TrustDomain>) -> Self {
-        self.aliases.extend(aliases);
+        if let Some(only) = &mut self.only {
+            let mut others: Vec<_> = only[1..].iter().cloned().chain(aliases).collect();
+            others.sort_unstable();
+            others.dedup();
+            *only = only[..1].iter().cloned().chain(others).collect();
+        }
+        self
+    }
+
+    /// Lets in identities of any form, as SPIRE issues them, rather than only those of Kubernetes workloads. Policies that
+    /// name namespaces or service accounts do not match them.
+    pub fn with_any_path(mut self) -> Self {
+        self.any_path = true;
         self
     }
 
     /// Whether a workload of this identity is let in.
     pub fn contains(&self, id: &SpiffeId) -> bool {
-        self.own == *id.trust_domain() || self.aliases.contains(id.trust_domain())
+        self.allows_form_of(id) && self.only.as_ref().is_none_or(|only| only.contains(id.trust_domain()))
+    }
+
+    pub(crate) fn allows_form_of(&self, id: &SpiffeId) -> bool {
+        self.any_path || id.is_workload()
     }
 }
 
 impl fmt::Display for TrustDomains {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_list(f, std::iter::once(&self.own).chain(&self.aliases))
+        match &self.only {
+            Some(only) => write_list(f, only.iter()),
+            None => f.write_str("any"),
+        }
     }
 }
 
 impl AcceptedIdentities {
+    /// Every identity of this trust domain, whatever its form.
+    pub fn trust_domain(trust_domain: TrustDomain) -> Self {
+        Self(Accepted::TrustDomain(trust_domain))
+    }
+
+    /// Every identity, of any trust domain and form, whose certificate is from one of the roots.
+    pub fn any() -> Self {
+        Self(Accepted::Any)
+    }
+
     /// Whether the far end may have this identity.
     pub fn contains(&self, id: &SpiffeId) -> bool {
-        self.0.binary_search(id).is_ok()
+        match &self.0 {
+            Accepted::Only(ids) => ids.binary_search(id).is_ok(),
+            Accepted::TrustDomain(trust_domain) => trust_domain == id.trust_domain(),
+            Accepted::Any => true,
+        }
     }
 
     /// Whether nobody is accepted.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        matches!(&self.0, Accepted::Only(ids) if ids.is_empty())
     }
 
-    /// The identities, in order.
+    /// The identities that are accepted by name, in order.
     pub fn iter(&self) -> impl Iterator<Item = &SpiffeId> {
-        self.0.iter()
+        match &self.0 {
+            Accepted::Only(ids) => ids.iter(),
+            Accepted::TrustDomain(_) | Accepted::Any => [].iter(),
+        }
     }
 }
 
@@ -213,7 +321,7 @@ impl FromIterator<SpiffeId> for AcceptedIdentities {
         let mut ids: Vec<SpiffeId> = ids.into_iter().collect();
         ids.sort_unstable();
         ids.dedup();
-        Self(ids.into())
+        Self(Accepted::Only(ids.into()))
     }
 }
 
@@ -225,16 +333,21 @@ impl From<SpiffeId> for AcceptedIdentities {
 
 impl fmt::Display for AcceptedIdentities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("nobody");
+        match &self.0 {
+            Accepted::Only(ids) if ids.is_empty() => f.write_str("nobody"),
+            Accepted::Only(ids) => write_list(f, ids.iter()),
+            Accepted::TrustDomain(trust_domain) => write!(f, "any identity of {trust_domain}"),
+            Accepted::Any => f.write_str("any identity"),
         }
-        write_list(f, self.0.iter())
     }
 }
 
 impl fmt::Debug for AcceptedIdentities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.iter()).finish()
+        match &self.0 {
+            Accepted::Only(ids) => f.debug_set().entries(ids.iter()).finish(),
+            Accepted::TrustDomain(_) | Accepted::Any => fmt::Display::fmt(self, f),
+        }
     }
 }
 
@@ -255,6 +368,16 @@ impl fmt::Display for SpiffeIdError {
 }
 
 impl std::error::Error for SpiffeIdError {}
+
+/// Trust domain and path of an identity, neither of them looked at.
+fn split(text: &str) -> Result<(&str, &str), SpiffeIdError> {
+    if text.len() > MAX_ID {
+        return Err(SpiffeIdError::TooLong);
+    }
+    let rest = text.strip_prefix("spiffe://").ok_or(SpiffeIdError::NotSpiffe)?;
+    let slash = rest.find('/').ok_or(SpiffeIdError::NotWorkload)?;
+    Ok(rest.split_at(slash))
+}
 
 fn valid_segment(segment: &str) -> bool {
     let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
@@ -313,7 +436,58 @@ mod tests {
         }
     }
 
+    #[rstest]
+    #[case("spiffe://example.org/agent/web/1", false)]
+    #[case("spiffe://example.org/web", false)]
+    #[case("spiffe://example.org/ns/a/sa", false)]
+    #[case("spiffe://example.org/ns/a/sa/b/c", false)]
+    #[case("spiffe://example.org/ns/a/sa/b", true)]
+    fn any_path_may_be_chosen(#[case] text: &str, #[case] is_workload: bool) {
+        let id = SpiffeId::from_any_path(text).unwrap();
+        assert_eq!((id.to_string().as_str(), id.is_workload()), (text, is_workload));
+        assert_eq!(text.parse::<SpiffeId>().ok(), is_workload.then(|| id.clone()));
+        assert_eq!((id.namespace().is_empty(), id.service_account().is_empty()), (!is_workload, !is_workload));
+
+        let own = TrustDomains::new("example.org".parse().unwrap());
+        assert_eq!(own.contains(&id), is_workload);
+        assert!(own.with_any_path().contains(&id));
+    }
+
+    #[rstest]
+    #[case("spiffe://example.org", SpiffeIdError::NotWorkload)]
+    #[case("spiffe://example.org/", SpiffeIdError::BadSegment)]
+    #[case("spiffe://example.org/a/", SpiffeIdError::BadSegment)]
+    #[case("spiffe://example.org/a//b", SpiffeIdError::BadSegment)]
+    #[case("spiffe://example.org/a/../b", SpiffeIdError::BadSegment)]
+    #[case("spiffe://example.org/a b", SpiffeIdError::BadSegment)]
+    #[case("spiffe://example.org/a?b", SpiffeIdError::BadSegment)]
+    #[case("spiffe://Example.org/a", SpiffeIdError::BadTrustDomain)]
+    #[case("https://example.org/a", SpiffeIdError::NotSpiffe)]
+    fn not_everything_is_a_path(#[case] text: &str, #[case] error: SpiffeIdError) {
+        assert_eq!(SpiffeId::from_any_path(text), Err(error));
+    }
+
+    #[test]
+    fn whoever_the_roots_vouch_for_may_be_chosen() {
+        let ids =
+            ["spiffe://a.example/ns/a/sa/b", "spiffe://b.example/x"].map(|id| SpiffeId::from_any_path(id).unwrap());
+        assert!(ids.iter().all(|id| AcceptedIdentities::any().contains(id)));
+        assert!(!AcceptedIdentities::any().is_empty());
+        let of_a = AcceptedIdentities::trust_domain("a.example".parse().unwrap());
+        assert_eq!(ids.each_ref().map(|id| of_a.contains(id)), [true, false]);
+        assert_eq!(ids.each_ref().map(|id| TrustDomains::any().contains(id)), [true, false]);
+        assert!(TrustDomains::any().with_any_path().contains(&ids[1]));
+        assert_eq!(of_a.to_string(), "any identity of a.example");
+    }
+
     proptest! {
+        #[test]
+        fn what_parses_with_any_path_prints_itself(text in "(spiffe://)?[a-zA-Z0-9./:_-]{0,40}") {
+            if let Ok(id) = SpiffeId::from_any_path(&text) {
+                prop_assert_eq!(id.to_string(), text);
+            }
+        }
+
         #[test]
         fn what_parses_prints_itself(text in "(spiffe://)?[a-zA-Z0-9./:_-]{0,40}(/ns/[a-z.]{0,5}/sa/[a-z.]{0,5})?") {
             if let Ok(id) = text.parse::<SpiffeId>() {

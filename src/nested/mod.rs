@@ -117,7 +117,7 @@ pub(crate) async fn over(
     };
     let (mut error, tunnel) = match tls.connect_unless(tunnel, &hop.accept, late).await {
         Ok(stream) => {
-            let (peer, answer) = (stream.peer_identity().clone(), stream.get_ref().metadata().clone());
+            let (peer, answer) = (stream.peer_identity().clone(), stream.inspect(|tunnel| tunnel.metadata().clone()));
             let (client, driver) =
                 Builder::new().config(config.clone()).peer(peer).hop(index).handshake(stream).await?;
             return Ok(Nested { client, driver, answer });

@@ -22,7 +22,7 @@ use crate::io::Dial;
 use crate::metadata::Metadata;
 use crate::nested::EarlyDataDenylist;
 use crate::path::Path;
-use crate::tls::CredentialSource;
+use crate::tls::Connector;
 
 pub(super) struct Inner {
     locked: Mutex<Locked>,
@@ -93,19 +93,15 @@ impl Inner {
         self.locked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn add_source(
-        self: &Arc<Self>,
-        credentials: Arc<dyn CredentialSource>,
-        metadata: Metadata,
-    ) -> Result<Source> {
+    pub(super) fn add_source(self: &Arc<Self>, tls: Connector, metadata: Metadata) -> Source {
         let id = {
             let mut locked = self.lock();
             locked.next_source += 1;
             locked.next_source
         };
-        let source = Source::new(self, id, credentials, metadata, &self.config);
+        let source = Source::new(self, id, tls, metadata);
         self.lock().sources.insert(id, source.shared.clone());
-        Ok(source)
+        source
     }
 
     pub(super) fn forget_source(self: &Arc<Self>, id: SourceId) {

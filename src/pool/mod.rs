@@ -116,7 +116,7 @@ use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::Dial;
 use crate::metadata::Metadata;
 use crate::path::Path;
-use crate::tls::CredentialSource;
+use crate::tls::{Connector, CredentialSource};
 
 /// Opens, keeps and shares connections. Clones are the same pool.
 ///
@@ -163,7 +163,12 @@ impl Pool {
     ///
     /// None for now.
     pub fn source(&self, credentials: Arc<dyn CredentialSource>, metadata: Metadata) -> Result<Source> {
-        self.0.add_source(credentials, metadata)
+        Ok(self.source_with(Connector::new(credentials, self.0.config.clone()), metadata))
+    }
+
+    /// [`Pool::source`] with TLS of your own: a key log, or another stack than rustls.
+    pub fn source_with(&self, tls: Connector, metadata: Metadata) -> Source {
+        self.0.add_source(tls, metadata)
     }
 
     /// Gets a permit on a connection of `source` along `path`: at once where one has room, else when a connection has been

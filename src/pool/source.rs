@@ -6,10 +6,9 @@ use std::time::SystemTime;
 
 use super::Inner;
 use super::state::SourceId;
-use crate::config::Config;
 use crate::identity::SpiffeId;
 use crate::metadata::Metadata;
-use crate::tls::{Connector, CredentialSource, Credentials};
+use crate::tls::{Connector, Shown};
 
 /// An identity that connects through a [`Pool`](super::Pool): its certificate is shown at every hop, and only tunnels of the
 /// same source share a connection. Clones are the same source; take one for each identity.
@@ -27,9 +26,8 @@ pub(super) struct SourceShared {
     pub(super) tls: Connector,
     /// What the CONNECTs of the path's own tunnels say.
     pub(super) metadata: Metadata,
-    credentials: Arc<dyn CredentialSource>,
-    /// `None` until there are any.
-    shown: Mutex<Option<Credentials>>,
+    /// `None` until there is a certificate.
+    shown: Mutex<Option<Shown>>,
 }
 
 /// Lives as long as the source.
@@ -39,39 +37,32 @@ struct Guard {
 }
 
 impl Source {
-    pub(super) fn new(
-        pool: &Arc<Inner>,
-        id: SourceId,
-        credentials: Arc<dyn CredentialSource>,
-        metadata: Metadata,
-        config: &Arc<Config>,
-    ) -> Self {
-        let shown = credentials.credentials().ok();
-        let tls = Connector::new(credentials.clone(), config.clone());
-        let shared = SourceShared { id, tls, metadata, credentials, shown: Mutex::new(shown) };
+    pub(super) fn new(pool: &Arc<Inner>, id: SourceId, tls: Connector, metadata: Metadata) -> Self {
+        let shown = tls.shown();
+        let shared = SourceShared { id, tls, metadata, shown: Mutex::new(shown) };
         Self { shared: Arc::new(shared), _guard: Arc::new(Guard { pool: Arc::downgrade(pool), id }) }
     }
 
     /// The identity, as in the certificate shown last. `None` while there has not been one.
     pub fn identity(&self) -> Option<SpiffeId> {
-        self.shared.shown().as_ref().map(|shown| shown.identity().clone())
+        self.shared.shown().as_ref().map(|shown| shown.certificate().identity().clone())
     }
 }
 
 impl SourceShared {
     /// Whether the connections so far are to take no more tunnels: their certificate has been renewed, or has expired.
     pub(super) fn has_rotated(&self, now: SystemTime) -> bool {
-        let current = self.credentials.credentials();
+        let current = self.tls.shown();
         let mut shown = self.shown();
         let renewed = match current {
-            Ok(current) if shown.as_ref() != Some(&current) => shown.replace(current).is_some(),
+            Some(current) if shown.as_ref() != Some(&current) => shown.replace(current).is_some(),
             // Without credentials no handshake will succeed; what is connected may stay.
-            Ok(_) | Err(_) => false,
+            Some(_) | None => false,
         };
-        renewed || shown.as_ref().is_some_and(|shown| shown.certificate().has_expired(now))
+        renewed || shown.as_ref().is_some_and(|shown| shown.has_expired(now))
     }
 
-    fn shown(&self) -> MutexGuard<'_, Option<Credentials>> {
+    fn shown(&self) -> MutexGuard<'_, Option<Shown>> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

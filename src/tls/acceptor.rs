@@ -1,15 +1,17 @@
 //! The server's side of the handshake.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::ServerConfig;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
+use rustls::{KeyLog, NoKeyLog, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink};
 use tokio::time::timeout;
 
+use super::custom::{Lent, ServerTls};
 use super::source::current;
-use super::stream::{classify, handshake_error, timed_out, unusable};
+use super::stream::{classify, handshake_error, not_trusted, timed_out, unusable};
 use super::verify::ClientVerifier;
 use super::{ALPN_H2, CredentialSource, Credentials, TlsStream};
 use crate::config::Config;
@@ -20,16 +22,27 @@ use crate::identity::TrustDomains;
 const MAX_DISCARD: u64 = 64 << 10;
 
 /// Opens TLS sessions as a server. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Acceptor {
-    source: Arc<dyn CredentialSource>,
+    stack: Stack,
     trusted: TrustDomains,
     config: Arc<Config>,
+}
+
+#[derive(Clone)]
+enum Stack {
+    Rustls(Rustls),
+    Custom(Arc<dyn ServerTls>),
+}
+
+#[derive(Clone)]
+struct Rustls {
+    source: Arc<dyn CredentialSource>,
+    key_log: Arc<dyn KeyLog>,
     built: Arc<Mutex<Option<Built>>>,
 }
 
 /// The configuration made from the credentials seen last.
-#[derive(Debug)]
 struct Built {
     from: Credentials,
     config: Arc<ServerConfig>,
@@ -39,7 +52,23 @@ impl Acceptor {
     /// An acceptor that shows the certificate which `source` has at each handshake, and lets in workloads of the `trusted`
     /// domains. Of `config` it uses the TLS and the linger timeout.
     pub fn new(source: Arc<dyn CredentialSource>, trusted: TrustDomains, config: Arc<Config>) -> Self {
-        Self { source, trusted, config, built: Arc::default() }
+        let rustls = Rustls { source, key_log: Arc::new(NoKeyLog), built: Arc::default() };
+        Self { stack: Stack::Rustls(rustls), trusted, config }
+    }
+
+    /// An acceptor with a TLS stack of your own. Of `config` it uses the TLS timeout.
+    pub fn custom(tls: Arc<dyn ServerTls>, trusted: TrustDomains, config: Arc<Config>) -> Self {
+        Self { stack: Stack::Custom(tls), trusted, config }
+    }
+
+    /// Hands the secrets of each session to `key_log`, such as [`rustls::KeyLogFile`], so that recorded traffic can be
+    /// decrypted. Default: nobody gets them. A TLS stack of your own logs by itself.
+    pub fn with_key_log(mut self, log: Arc<dyn KeyLog>) -> Self {
+        if let Stack::Rustls(rustls) = &mut self.stack {
+            rustls.key_log = log;
+            rustls.built = Arc::default();
+        }
+        self
     }
 
     /// Does the handshake over `io`. A client certificate is required.
@@ -54,11 +83,28 @@ impl Acceptor {
     /// `RejectedByPeer`, `Protocol` (no TLS, no TLS 1.3, no ALPN `h2`), `Timeout`, `Closed` or `InvalidCredentials`.
     pub async fn accept<IO>(&self, io: IO) -> Result<TlsStream<IO>>
     where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let tls = match &self.stack {
+            Stack::Rustls(rustls) => return self.rustls(rustls, io).await,
+            Stack::Custom(tls) => tls,
+        };
+        let (lent, kept) = Lent::new(io);
+        let handshake = timeout(self.config.tls_timeout, tls.accept(Box::new(lent)));
+        let secured = handshake.await.unwrap_or_else(|_| Err(timed_out()))?;
+        if !self.trusted.contains(secured.peer.identity()) {
+            return Err(not_trusted(secured.peer.identity(), &self.trusted));
+        }
+        Ok(TlsStream::custom(secured, kept))
+    }
+
+    async fn rustls<IO>(&self, rustls: &Rustls, io: IO) -> Result<TlsStream<IO>>
+    where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let handshake = async {
-            let credentials = current(&*self.source).await?;
-            let config = self.server_config(&credentials)?;
+            let credentials = current(&*rustls.source).await?;
+            let config = rustls.server_config(&credentials, &self.trusted)?;
             Ok((credentials, tokio_rustls::TlsAcceptor::from(config).accept(io).into_fallible().await))
         };
         match timeout(self.config.tls_timeout, handshake).await {
@@ -78,15 +124,17 @@ impl Acceptor {
             Err(_) => Err(timed_out()),
         }
     }
+}
 
-    fn server_config(&self, credentials: &Credentials) -> Result<Arc<ServerConfig>> {
+impl Rustls {
+    fn server_config(&self, credentials: &Credentials, trusted: &TrustDomains) -> Result<Arc<ServerConfig>> {
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Built { from, config }) = &*built
             && from.is_clone_of(credentials)
         {
             return Ok(config.clone());
         }
-        let verifier = ClientVerifier { chain: credentials.client_verifier().clone(), trusted: self.trusted.clone() };
+        let verifier = ClientVerifier { chain: credentials.client_verifier().clone(), trusted: trusted.clone() };
         let mut config = ServerConfig::builder_with_provider(credentials.provider().clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(unusable)?
@@ -95,9 +143,21 @@ impl Acceptor {
         config.alpn_protocols = vec![ALPN_H2.to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
+        config.key_log = self.key_log.clone();
         let config = Arc::new(config);
         *built = Some(Built { from: credentials.clone(), config: config.clone() });
         Ok(config)
+    }
+}
+
+impl fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Acceptor");
+        match &self.stack {
+            Stack::Rustls(rustls) => debug.field("source", &rustls.source),
+            Stack::Custom(tls) => debug.field("tls", tls),
+        };
+        debug.field("trusted", &self.trusted).finish_non_exhaustive()
     }
 }
 

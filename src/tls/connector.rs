@@ -1,19 +1,21 @@
 //! The client's side of the handshake.
 
+use std::fmt;
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, KeyLog, NoKeyLog};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
+use super::custom::{ClientTls, Lent, Shown};
 use super::source::{check_expiry, current};
-use super::stream::{classify, handshake_error, no_credentials, timed_out, unusable};
+use super::stream::{classify, handshake_error, no_credentials, not_accepted, timed_out, unusable};
 use super::verify::ServerVerifier;
 use super::{ALPN_H2, CredentialSource, Credentials, TlsStream};
 use crate::config::Config;
@@ -21,16 +23,37 @@ use crate::error::{Error, Result};
 use crate::identity::AcceptedIdentities;
 
 /// Opens TLS sessions as a client. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Connector {
-    source: Arc<dyn CredentialSource>,
+    stack: Stack,
     config: Arc<Config>,
 }
 
+#[derive(Clone)]
+enum Stack {
+    Rustls { source: Arc<dyn CredentialSource>, key_log: Arc<dyn KeyLog> },
+    Custom(Arc<dyn ClientTls>),
+}
+
 impl Connector {
-    /// A connector that shows the certificate which `source` has at each handshake. Of `config` it uses the TLS and the linger timeout.
+    /// A connector that shows the certificate which `source` has at each handshake. Of `config` it uses the TLS and the
+    /// linger timeout.
     pub fn new(source: Arc<dyn CredentialSource>, config: Arc<Config>) -> Self {
-        Self { source, config }
+        Self { stack: Stack::Rustls { source, key_log: Arc::new(NoKeyLog) }, config }
+    }
+
+    /// A connector with a TLS stack of your own. Of `config` it uses the TLS timeout.
+    pub fn custom(tls: Arc<dyn ClientTls>, config: Arc<Config>) -> Self {
+        Self { stack: Stack::Custom(tls), config }
+    }
+
+    /// Hands the secrets of each session to `key_log`, such as [`rustls::KeyLogFile`], so that recorded traffic can be
+    /// decrypted. Default: nobody gets them. A TLS stack of your own logs by itself.
+    pub fn with_key_log(mut self, key_log: Arc<dyn KeyLog>) -> Self {
+        if let Stack::Rustls { key_log: old, .. } = &mut self.stack {
+            *old = key_log;
+        }
+        self
     }
 
     /// Does the handshake over `io` and accepts only a peer with one of these identities; an empty set accepts nobody.
@@ -44,7 +67,7 @@ impl Connector {
     /// comes to light only with the first read after the handshake (RFC 8446, section 4.4.2.4).
     pub async fn connect<IO>(&self, io: IO, accept: &AcceptedIdentities) -> Result<TlsStream<IO>>
     where
-        IO: AsyncRead + AsyncWrite + Unpin,
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         self.connect_unless(io, accept, sleep(self.time())).await.map_err(|(error, _)| error)
     }
@@ -57,13 +80,46 @@ impl Connector {
         late: impl Future<Output = ()>,
     ) -> Result<TlsStream<IO>, (Error, Option<IO>)>
     where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match &self.stack {
+            Stack::Rustls { source, key_log } => self.rustls(&**source, key_log, io, accept, late).await,
+            Stack::Custom(tls) => {
+                let (lent, kept) = Lent::new(io);
+                let done = tokio::select! {
+                    biased;
+                    done = tls.connect(Box::new(lent), accept) => done,
+                    () = late => return Err((timed_out(), None)),
+                };
+                match done {
+                    Ok(secured) if accept.contains(secured.peer.identity()) => Ok(TlsStream::custom(secured, kept)),
+                    Ok(secured) => {
+                        let error = not_accepted(secured.peer.identity(), accept);
+                        drop(secured);
+                        Err((error, kept.back()))
+                    }
+                    Err(error) => Err((error, kept.back())),
+                }
+            }
+        }
+    }
+
+    async fn rustls<IO>(
+        &self,
+        source: &dyn CredentialSource,
+        key_log: &Arc<dyn KeyLog>,
+        io: IO,
+        accept: &AcceptedIdentities,
+        late: impl Future<Output = ()>,
+    ) -> Result<TlsStream<IO>, (Error, Option<IO>)>
+    where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         tokio::pin!(late);
         let current = async {
-            let credentials = current(&*self.source).await?;
+            let credentials = current(source).await?;
             check_expiry(&credentials, SystemTime::now())?;
-            let config = client_config(&credentials, accept)?;
+            let config = client_config(&credentials, accept, key_log)?;
             Ok((credentials, config))
         };
         let found = tokio::select! {
@@ -102,9 +158,32 @@ impl Connector {
     pub(crate) fn time(&self) -> Duration {
         self.config.tls_timeout
     }
+
+    /// What the next handshake would show. `None` while that can't be told.
+    pub(crate) fn shown(&self) -> Option<Shown> {
+        match &self.stack {
+            Stack::Rustls { source, .. } => source.credentials().ok().map(Shown::Credentials),
+            Stack::Custom(tls) => tls.certificate().map(Shown::Certificate),
+        }
+    }
 }
 
-fn client_config(credentials: &Credentials, accept: &AcceptedIdentities) -> Result<ClientConfig, Error> {
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Connector");
+        match &self.stack {
+            Stack::Rustls { source, .. } => debug.field("source", source),
+            Stack::Custom(tls) => debug.field("tls", tls),
+        };
+        debug.finish_non_exhaustive()
+    }
+}
+
+fn client_config(
+    credentials: &Credentials,
+    accept: &AcceptedIdentities,
+    key_log: &Arc<dyn KeyLog>,
+) -> Result<ClientConfig, Error> {
     let provider = credentials.provider().clone();
     let verifier =
         ServerVerifier { provider: provider.clone(), roots: credentials.roots().clone(), accepted: accept.clone() };
@@ -117,5 +196,6 @@ fn client_config(credentials: &Credentials, accept: &AcceptedIdentities) -> Resu
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     config.enable_sni = false;
     config.resumption = Resumption::disabled();
+    config.key_log = key_log.clone();
     Ok(config)
 }

@@ -12,6 +12,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{InconsistentKeys, RootCertStore};
 
+use super::verify::other_form;
 use super::{Certificate, provider};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
@@ -39,93 +40,33 @@ struct Inner {
     certificate: Certificate,
 }
 
+/// How [`Credentials`] are made where the defaults will not do; [`Credentials::builder`] gives one.
+#[derive(Clone, Debug, Default)]
+pub struct CredentialsBuilder {
+    provider: Option<Arc<CryptoProvider>>,
+    any_path: bool,
+    as_of: Option<UnixTime>,
+}
+
 impl Credentials {
+    /// For another provider of cryptography, a signing key that is not in memory, or other forms of SPIFFE ID.
+    pub fn builder() -> CredentialsBuilder {
+        CredentialsBuilder::default()
+    }
+
     /// Checks and takes DER: the chain with the workload's own certificate first, its private key (PKCS#8, SEC1 or PKCS#1)
-    /// and the trusted roots. More than one root is fine, as during a root's rotation. The cryptography is that of
-    /// [`provider::installed`].
+    /// and the trusted roots. More than one root is fine, as during a root's rotation.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidCredentials`], naming the part at fault: an empty chain or set of roots, a key that does not
-    /// belong to the certificate, a certificate without exactly one SPIFFE ID, out of its dates, or from none of the roots;
-    /// or no provider.
+    /// belong to the certificate, a certificate without exactly one SPIFFE ID, out of its dates, or from none of the roots.
     pub fn from_der(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
         roots: Vec<CertificateDer<'static>>,
     ) -> Result<Self> {
-        Self::from_der_at(chain, key, roots, UnixTime::now())
-    }
-
-    /// [`Credentials::from_der`] as if it were called at `now`.
-    pub(crate) fn from_der_at(
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-        roots: Vec<CertificateDer<'static>>,
-        now: UnixTime,
-    ) -> Result<Self> {
-        let provider = provider::installed().ok_or_else(|| {
-            invalid("no TLS provider").with_source("the crate is built without one, and none was given")
-        })?;
-        if chain.is_empty() {
-            return Err(invalid("the certificate chain is empty"));
-        }
-        // Which certificate it is for says more than the key's own error.
-        leaf(&chain)?;
-        let key = provider
-            .key_provider
-            .load_private_key(key)
-            .map_err(|e| invalid("the private key can't be used").with_source(e))?;
-        Self::new_at(CertifiedKey::new(chain, key), roots, provider, now)
-    }
-
-    /// Checks and takes a key that may be anywhere, such as in an HSM: any [`rustls::sign::SigningKey`], with the chain that
-    /// it belongs to, and the trusted roots. All cryptography of the handshakes is the `provider`'s; it needs a cipher suite
-    /// of TLS 1.3.
-    ///
-    /// A signing key that does not tell its public key is taken to belong to the certificate.
-    ///
-    /// # Errors
-    ///
-    /// As [`Credentials::from_der`].
-    pub fn new(key: CertifiedKey, roots: Vec<CertificateDer<'static>>, provider: Arc<CryptoProvider>) -> Result<Self> {
-        Self::new_at(key, roots, provider, UnixTime::now())
-    }
-
-    fn new_at(
-        key: CertifiedKey,
-        roots: Vec<CertificateDer<'static>>,
-        provider: Arc<CryptoProvider>,
-        now: UnixTime,
-    ) -> Result<Self> {
-        // aws-lc gathers entropy when it is asked for the first time, for up to a tenth of a second: better now than in the
-        // first handshake.
-        provider.secure_random.fill(&mut [0]).map_err(|_| invalid("the system has no randomness"))?;
-        if !provider.cipher_suites.iter().any(|suite| suite.tls13().is_some()) {
-            return Err(invalid("the TLS provider").with_source("it has no cipher suite of TLS 1.3"));
-        }
-        if roots.is_empty() {
-            return Err(invalid("there is no trusted root"));
-        }
-        let mut store = RootCertStore::empty();
-        for root in roots {
-            store.add(root).map_err(|e| with_cause(invalid("a trusted root is no valid certificate"), e))?;
-        }
-        let store = Arc::new(store);
-        let certificate = leaf(&key.cert)?;
-        let identity = certificate.identity();
-        match key.keys_match() {
-            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
-            Err(_) => {
-                return Err(invalid(format!("the private key does not belong to the certificate of {identity}")));
-            }
-        }
-        check_chain(&key.cert, &store, &provider, now)
-            .map_err(|e| with_cause(invalid(format!("the certificate of {identity}")), e))?;
-        let client_verifier = WebPkiClientVerifier::builder_with_provider(store.clone(), provider.clone())
-            .build()
-            .map_err(|e| invalid("the trusted roots").with_source(e))?;
-        Ok(Self(Arc::new(Inner { key: Arc::new(key), roots: store, client_verifier, provider, certificate })))
+        Self::builder().from_der(chain, key, roots)
     }
 
     /// Like [`Credentials::from_der`], from PEM. Blocks of other kinds are passed over.
@@ -134,19 +75,7 @@ impl Credentials {
     ///
     /// As [`Credentials::from_der`], and when a text has no such block.
     pub fn from_pem(chain: &[u8], key: &[u8], roots: &[u8]) -> Result<Self> {
-        let certificates = |what: &str, text: &[u8]| {
-            CertificateDer::pem_slice_iter(text)
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|e| invalid(format!("reading the {what} as PEM")).with_source(e))
-        };
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| {
-            let error = invalid("reading the private key as PEM");
-            match e {
-                pem::Error::NoItemsFound => error.with_source("there is no PRIVATE KEY block"),
-                e => error.with_source(e),
-            }
-        })?;
-        Self::from_der(certificates("certificate chain", chain)?, key, certificates("trusted roots", roots)?)
+        Self::builder().from_pem(chain, key, roots)
     }
 
     /// Like [`Credentials::from_pem`], from files.
@@ -155,21 +84,7 @@ impl Credentials {
     ///
     /// As [`Credentials::from_pem`], and when a file can't be read; each names the file.
     pub fn from_pem_files(chain: &Path, key: &Path, roots: &Path) -> Result<Self> {
-        let read = |what: &str, path: &Path| {
-            std::fs::read(path)
-                .map_err(|e| invalid(format!("reading the {what} from {}", path.display())).with_source(e))
-        };
-        let (chain_pem, key_pem, roots_pem) =
-            (read("certificate chain", chain)?, read("private key", key)?, read("trusted roots", roots)?);
-        Self::from_pem(&chain_pem, &key_pem, &roots_pem).map_err(|e| {
-            let files = format!(
-                "loading the certificate {}, key {}, roots {}",
-                chain.display(),
-                key.display(),
-                roots.display()
-            );
-            invalid(files).with_source(CauseOf(e))
-        })
+        Self::builder().from_pem_files(chain, key, roots)
     }
 
     /// The workload's identity: that of its certificate.
@@ -206,6 +121,149 @@ impl Credentials {
     /// Whether the other is a clone of this one, with the very same signing key.
     pub(super) fn is_clone_of(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl CredentialsBuilder {
+    /// The cryptography of the key and of all handshakes; it needs a cipher suite of TLS 1.3. Default:
+    /// [`provider::installed`].
+    pub fn with_provider(mut self, provider: Arc<CryptoProvider>) -> Self {
+        self.provider = Some(provider);
+        self
+    }
+
+    /// Allows the certificate a SPIFFE ID of any form, as SPIRE issues them. By default it must be that of a Kubernetes
+    /// workload, `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`. Whether peers may have others, their own
+    /// settings say: [`TrustDomains::with_any_path`](crate::TrustDomains::with_any_path),
+    /// [`AcceptedIdentities`](crate::AcceptedIdentities).
+    pub fn with_any_path(mut self) -> Self {
+        self.any_path = true;
+        self
+    }
+
+    /// Checks dates as of this time rather than now.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn as_of(mut self, time: UnixTime) -> Self {
+        self.as_of = Some(time);
+        self
+    }
+
+    /// Checks and takes a key that may be anywhere, such as in an HSM: any [`rustls::sign::SigningKey`], with the chain that
+    /// it belongs to, and the trusted roots. A signing key that does not tell its public key is taken to belong to the
+    /// certificate.
+    ///
+    /// # Errors
+    ///
+    /// As [`Credentials::from_der`]; also when there is no provider, or it does not have TLS 1.3.
+    pub fn from_key(self, key: CertifiedKey, roots: Vec<CertificateDer<'static>>) -> Result<Credentials> {
+        let provider = self.provider()?;
+        // aws-lc gathers entropy when it is asked for the first time, for up to a tenth of a second: better now than in the
+        // first handshake.
+        provider.secure_random.fill(&mut [0]).map_err(|_| invalid("the system has no randomness"))?;
+        if !provider.cipher_suites.iter().any(|suite| suite.tls13().is_some()) {
+            return Err(invalid("the TLS provider").with_source("it has no cipher suite of TLS 1.3"));
+        }
+        let certificate = self.leaf(&key.cert)?;
+        if roots.is_empty() {
+            return Err(invalid("there is no trusted root"));
+        }
+        let mut store = RootCertStore::empty();
+        for root in roots {
+            store.add(root).map_err(|e| with_cause(invalid("a trusted root is no valid certificate"), e))?;
+        }
+        let store = Arc::new(store);
+        let identity = certificate.identity();
+        match key.keys_match() {
+            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+            Err(_) => {
+                return Err(invalid(format!("the private key does not belong to the certificate of {identity}")));
+            }
+        }
+        check_chain(&key.cert, &store, &provider, self.as_of.unwrap_or_else(UnixTime::now))
+            .map_err(|e| with_cause(invalid(format!("the certificate of {identity}")), e))?;
+        let client_verifier = WebPkiClientVerifier::builder_with_provider(store.clone(), provider.clone())
+            .build()
+            .map_err(|e| invalid("the trusted roots").with_source(e))?;
+        let inner = Inner { key: Arc::new(key), roots: store, client_verifier, provider, certificate };
+        Ok(Credentials(Arc::new(inner)))
+    }
+
+    /// As [`Credentials::from_der`].
+    ///
+    /// # Errors
+    ///
+    /// As [`CredentialsBuilder::from_key`].
+    pub fn from_der(
+        self,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        roots: Vec<CertificateDer<'static>>,
+    ) -> Result<Credentials> {
+        self.leaf(&chain)?;
+        let key = self
+            .provider()?
+            .key_provider
+            .load_private_key(key)
+            .map_err(|e| invalid("the private key can't be used").with_source(e))?;
+        self.from_key(CertifiedKey::new(chain, key), roots)
+    }
+
+    /// As [`Credentials::from_pem`].
+    ///
+    /// # Errors
+    ///
+    /// As [`CredentialsBuilder::from_key`], and when a text has no such block.
+    pub fn from_pem(self, chain: &[u8], key: &[u8], roots: &[u8]) -> Result<Credentials> {
+        let certificates = |what: &str, text: &[u8]| {
+            CertificateDer::pem_slice_iter(text)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|e| invalid(format!("reading the {what} as PEM")).with_source(e))
+        };
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| {
+            let error = invalid("reading the private key as PEM");
+            match e {
+                pem::Error::NoItemsFound => error.with_source("there is no PRIVATE KEY block"),
+                e => error.with_source(e),
+            }
+        })?;
+        self.from_der(certificates("certificate chain", chain)?, key, certificates("trusted roots", roots)?)
+    }
+
+    /// As [`Credentials::from_pem_files`].
+    ///
+    /// # Errors
+    ///
+    /// As [`CredentialsBuilder::from_pem`], and when a file can't be read; each names the file.
+    pub fn from_pem_files(self, chain: &Path, key: &Path, roots: &Path) -> Result<Credentials> {
+        let read = |what: &str, path: &Path| {
+            std::fs::read(path)
+                .map_err(|e| invalid(format!("reading the {what} from {}", path.display())).with_source(e))
+        };
+        let (chain_pem, key_pem, roots_pem) =
+            (read("certificate chain", chain)?, read("private key", key)?, read("trusted roots", roots)?);
+        self.from_pem(&chain_pem, &key_pem, &roots_pem).map_err(|e| {
+            let files = format!(
+                "loading the certificate {}, key {}, roots {}",
+                chain.display(),
+                key.display(),
+                roots.display()
+            );
+            invalid(files).with_source(CauseOf(e))
+        })
+    }
+
+    fn provider(&self) -> Result<Arc<CryptoProvider>> {
+        let none = || invalid("no TLS provider").with_source("hbone was built without one, and none is installed");
+        self.provider.clone().or_else(provider::installed).ok_or_else(none)
+    }
+
+    fn leaf(&self, chain: &[CertificateDer<'static>]) -> Result<Certificate> {
+        let leaf = chain.first().ok_or_else(|| invalid("the certificate chain is empty"))?;
+        let certificate = Certificate::read(leaf).and_then(|certificate| {
+            let identity = certificate.identity();
+            if identity.is_workload() || self.any_path { Ok(certificate) } else { Err(other_form(identity)) }
+        });
+        certificate.map_err(|e| invalid("the own certificate").with_source(e))
     }
 }
 
@@ -252,11 +310,6 @@ fn with_cause(error: Error, cause: rustls::Error) -> Error {
         rustls::Error::InvalidCertificate(cause) => error.with_source(cause.to_string()),
         other => error.with_source(other),
     }
-}
-
-fn leaf(chain: &[CertificateDer<'static>]) -> Result<Certificate> {
-    let leaf = chain.first().ok_or_else(|| invalid("the certificate chain is empty"))?;
-    Certificate::read(leaf).map_err(|e| invalid("the own certificate").with_source(e))
 }
 
 /// Checks the chain as a peer with the same roots would. A certificate for only one of the two roles is let pass.

@@ -8,6 +8,7 @@ mod acceptor;
 mod certificate;
 mod connector;
 mod credentials;
+mod custom;
 pub mod provider;
 mod reloading;
 mod session;
@@ -19,7 +20,9 @@ mod verify;
 pub use acceptor::Acceptor;
 pub use certificate::Certificate;
 pub use connector::Connector;
-pub use credentials::Credentials;
+pub use credentials::{Credentials, CredentialsBuilder};
+pub(crate) use custom::Shown;
+pub use custom::{ClientTls, Handshake, Secured, ServerTls};
 pub use reloading::ReloadingCredentials;
 /// The version of rustls whose types are in this crate's API.
 pub use rustls;

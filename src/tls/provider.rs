@@ -1,13 +1,13 @@
 //! Cryptography for TLS 1.3, as rustls wants it: a [`CryptoProvider`].
 //!
 //! Each provider that is built in is here by its name, whichever others there are. Any other one, such as a FIPS build of
-//! aws-lc-rs, can be handed to [`Credentials::new`](super::Credentials::new).
+//! aws-lc-rs, can be handed to [`CredentialsBuilder::with_provider`](super::CredentialsBuilder::with_provider).
 
 use std::sync::{Arc, OnceLock};
 
 use rustls::crypto::CryptoProvider;
 
-/// The provider that [`Credentials`](super::Credentials) use when none is given: [`aws_lc_rs`], else [`ring`], else what the
+/// The provider that [`Credentials`](super::Credentials) use when none is given: aws-lc-rs, else ring, else what the
 /// process has installed as rustls' default ([`CryptoProvider::install_default`]). `None` without any.
 pub fn installed() -> Option<Arc<CryptoProvider>> {
     #[cfg(feature = "aws-lc-rs")]
@@ -38,7 +38,7 @@ pub fn aws_lc_rs() -> Arc<CryptoProvider> {
     PROVIDER.get_or_init(|| Arc::new(build())).clone()
 }
 
-/// ring, which has no post-quantum key exchange. Suites in the order of [`aws_lc_rs`].
+/// ring, which has no post-quantum key exchange. AES-128-GCM comes first, as it costs the least.
 #[cfg(feature = "ring")]
 pub fn ring() -> Arc<CryptoProvider> {
     use rustls::crypto::ring::{cipher_suite as cs, default_provider, kx_group as kx};

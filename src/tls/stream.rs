@@ -10,12 +10,13 @@ use rustls::pki_types::CertificateDer;
 use rustls::{AlertDescription, CertificateError, CipherSuite, Connection, OtherError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::custom::{Lent, Secured};
 use super::session::Session;
 use super::verify::IdentityError;
 use super::{ALPN_H2, Certificate, Credentials};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
-use crate::identity::SpiffeId;
-use crate::io::Stream;
+use crate::identity::{AcceptedIdentities, SpiffeId, TrustDomains};
+use crate::io::{BoxStream, Stream};
 
 /// A byte stream inside TLS 1.3 with ALPN `h2`, whose peer has proved its identity.
 ///
@@ -23,9 +24,21 @@ use crate::io::Stream;
 /// nothing more to write for now. Shutting it down sends `close_notify`. Dropping it does not, and its peer then sees an
 /// unexpected end.
 pub struct TlsStream<IO> {
-    session: Session<IO>,
+    session: Inner<IO>,
     peer: Certificate,
-    local: Certificate,
+    local: Option<Certificate>,
+}
+
+enum Inner<IO> {
+    Rustls(Session<IO>),
+    Custom(Box<Custom<IO>>),
+}
+
+struct Custom<IO> {
+    stream: BoxStream,
+    below: Lent<IO>,
+    peer_chain: Vec<CertificateDer<'static>>,
+    cipher_suite: Option<CipherSuite>,
 }
 
 /// Dropped without having been shut down, a session ends without `close_notify`, which its peer takes for a failure.
@@ -45,8 +58,13 @@ impl<IO> TlsStream<IO> {
                 return Err(failed(ErrorKind::CertificateInvalid, Side::Remote).with_source("the peer sent none"));
             }
         };
-        let local = credentials.certificate().clone();
-        Ok(Self { session: Session::new(io, connection), peer, local })
+        let local = Some(credentials.certificate().clone());
+        Ok(Self { session: Inner::Rustls(Session::new(io, connection)), peer, local })
+    }
+
+    pub(super) fn custom(secured: Secured, below: Lent<IO>) -> Self {
+        let Secured { stream, peer, peer_chain, local, cipher_suite } = secured;
+        Self { session: Inner::Custom(Box::new(Custom { stream, below, peer_chain, cipher_suite })), peer, local }
     }
 
     /// Who the peer has proved to be.
@@ -59,34 +77,44 @@ impl<IO> TlsStream<IO> {
         &self.peer
     }
 
-    /// The whole chain that the peer has sent, its own certificate first.
+    /// The whole chain that the peer has sent, its own certificate first. Empty where a TLS stack of your own does not tell.
     pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
-        self.session.connection().peer_certificates().unwrap_or_default()
+        match &self.session {
+            Inner::Rustls(session) => session.connection().peer_certificates().unwrap_or_default(),
+            Inner::Custom(custom) => &custom.peer_chain,
+        }
     }
 
-    /// The certificate that was shown to the peer.
-    pub fn local_certificate(&self) -> &Certificate {
-        &self.local
+    /// The certificate that was shown to the peer. `None` where a TLS stack of your own does not tell.
+    pub fn local_certificate(&self) -> Option<&Certificate> {
+        self.local.as_ref()
     }
 
     /// When the first of the two certificates expires: from then on neither side would let the other in again.
     pub fn not_after(&self) -> SystemTime {
-        self.peer.not_after().min(self.local.not_after())
+        let local = self.local.as_ref().map(Certificate::not_after);
+        local.map_or(self.peer.not_after(), |local| local.min(self.peer.not_after()))
     }
 
-    /// The cipher suite of the session.
+    /// The cipher suite of the session. `None` where a TLS stack of your own does not tell.
     pub fn cipher_suite(&self) -> Option<CipherSuite> {
-        self.session.connection().negotiated_cipher_suite().map(|suite| suite.suite())
+        match &self.session {
+            Inner::Rustls(session) => session.connection().negotiated_cipher_suite().map(|suite| suite.suite()),
+            Inner::Custom(custom) => custom.cipher_suite,
+        }
     }
 
-    /// The application protocol that both have agreed to: `h2`.
-    pub fn alpn(&self) -> Option<&[u8]> {
-        self.session.connection().alpn_protocol()
+    /// The application protocol that both have agreed to, which is always `h2`.
+    pub fn alpn(&self) -> &[u8] {
+        ALPN_H2
     }
 
-    /// The byte stream below. Reading from or writing to it breaks the session.
-    pub fn get_ref(&self) -> &IO {
-        self.session.get_ref()
+    /// Looks at the byte stream below. The session must not be used meanwhile: one of a TLS stack of your own would wait.
+    pub fn inspect<T>(&self, look: impl FnOnce(&IO) -> T) -> T {
+        match &self.session {
+            Inner::Rustls(session) => look(session.get_ref()),
+            Inner::Custom(custom) => look(&custom.below.lock()),
+        }
     }
 }
 
@@ -98,13 +126,19 @@ impl<IO> fmt::Debug for TlsStream<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.session.poll_read(cx, buf)
+        match &mut self.session {
+            Inner::Rustls(session) => session.poll_read(cx, buf),
+            Inner::Custom(custom) => Pin::new(&mut custom.stream).poll_read(cx, buf),
+        }
     }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.session.poll_write(cx, &[IoSlice::new(buf)])
+        match &mut self.session {
+            Inner::Rustls(session) => session.poll_write(cx, &[IoSlice::new(buf)]),
+            Inner::Custom(custom) => Pin::new(&mut custom.stream).poll_write(cx, buf),
+        }
     }
 
     fn poll_write_vectored(
@@ -112,19 +146,31 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.session.poll_write(cx, bufs)
+        match &mut self.session {
+            Inner::Rustls(session) => session.poll_write(cx, bufs),
+            Inner::Custom(custom) => Pin::new(&mut custom.stream).poll_write_vectored(cx, bufs),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        match &self.session {
+            Inner::Rustls(_) => true,
+            Inner::Custom(custom) => custom.stream.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.session.poll_flush(cx)
+        match &mut self.session {
+            Inner::Rustls(session) => session.poll_flush(cx),
+            Inner::Custom(custom) => Pin::new(&mut custom.stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.session.poll_shutdown(cx)
+        match &mut self.session {
+            Inner::Rustls(session) => session.poll_shutdown(cx),
+            Inner::Custom(custom) => Pin::new(&mut custom.stream).poll_shutdown(cx),
+        }
     }
 }
 
@@ -156,11 +202,7 @@ pub(crate) fn classify(error: &io::Error) -> Option<Error> {
                 Some(e @ IdentityError::NotAccepted { .. }) => {
                     failed(ErrorKind::IdentityNotAccepted, Side::Remote).with_source(e.clone())
                 }
-                Some(e @ IdentityError::ForeignTrustDomain { .. }) => {
-                    failed(ErrorKind::IdentityNotAccepted, Side::Remote)
-                        .with_source(e.clone())
-                        .with_advice("add an alias if workloads of that trust domain are to be let in")
-                }
+                Some(e @ IdentityError::ForeignTrustDomain { .. }) => foreign(e.clone()),
                 Some(e) => failed(ErrorKind::CertificateInvalid, Side::Remote).with_source(e.clone()),
                 None => failed(ErrorKind::CertificateInvalid, Side::Remote).with_source(tls.clone()),
             });
@@ -171,6 +213,23 @@ pub(crate) fn classify(error: &io::Error) -> Option<Error> {
         _ => (ErrorKind::Protocol, Side::Remote),
     };
     Some(failed(kind, side).with_source(tls.clone()))
+}
+
+fn foreign(cause: IdentityError) -> Error {
+    failed(ErrorKind::IdentityNotAccepted, Side::Remote)
+        .with_source(cause)
+        .with_advice("add an alias if workloads of that trust domain are to be let in")
+}
+
+/// A server's identity that a TLS stack of its own has let pass.
+pub(super) fn not_accepted(found: &SpiffeId, accepted: &AcceptedIdentities) -> Error {
+    let cause = IdentityError::NotAccepted { found: found.clone(), accepted: accepted.clone() };
+    failed(ErrorKind::IdentityNotAccepted, Side::Remote).with_source(cause)
+}
+
+/// A client's identity that a TLS stack of its own has let pass.
+pub(super) fn not_trusted(found: &SpiffeId, trusted: &TrustDomains) -> Error {
+    foreign(IdentityError::ForeignTrustDomain { found: found.clone(), trusted: trusted.clone() })
 }
 
 /// The error of a handshake that failed with `error`.

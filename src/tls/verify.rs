@@ -55,7 +55,7 @@ impl From<IdentityError> for rustls::Error {
 pub(super) fn spiffe_id(certificate: &webpki::EndEntityCert<'_>) -> Result<SpiffeId, IdentityError> {
     let mut uris = certificate.valid_uri_names().filter(|uri| uri.starts_with("spiffe:"));
     match (uris.next(), uris.next()) {
-        (Some(uri), None) => uri.parse().map_err(|e| IdentityError::Malformed(uri.to_owned(), e)),
+        (Some(uri), None) => SpiffeId::from_any_path(uri).map_err(|e| IdentityError::Malformed(uri.to_owned(), e)),
         (Some(_), Some(_)) => Err(IdentityError::SeveralSpiffeIds),
         (None, _) => Err(IdentityError::NoSpiffeId),
     }
@@ -63,6 +63,11 @@ pub(super) fn spiffe_id(certificate: &webpki::EndEntityCert<'_>) -> Result<Spiff
 
 fn identity(certificate: &CertificateDer<'_>) -> Result<SpiffeId, IdentityError> {
     spiffe_id(&webpki::EndEntityCert::try_from(certificate).map_err(|_| IdentityError::Unreadable)?)
+}
+
+/// An identity that is not a Kubernetes workload's, where it must be.
+pub(super) fn other_form(identity: &SpiffeId) -> IdentityError {
+    IdentityError::Malformed(identity.to_string(), SpiffeIdError::NotWorkload)
 }
 
 /// The client's check: chain, dates and usage, then the identity against the hop's set. Host names play no part.
@@ -87,6 +92,9 @@ impl ServerCertVerifier for ServerVerifier {
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
         let found = identity(end_entity)?;
         if !self.accepted.contains(&found) {
+            if !found.is_workload() {
+                return Err(other_form(&found).into());
+            }
             return Err(IdentityError::NotAccepted { found, accepted: self.accepted.clone() }.into());
         }
         Ok(ServerCertVerified::assertion())
@@ -135,6 +143,9 @@ impl ClientCertVerifier for ClientVerifier {
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
         let found = identity(end_entity)?;
+        if !self.trusted.allows_form_of(&found) {
+            return Err(other_form(&found).into());
+        }
         if !self.trusted.contains(&found) {
             return Err(IdentityError::ForeignTrustDomain { found, trusted: self.trusted.clone() }.into());
         }
