@@ -212,7 +212,7 @@ impl Connection {
         }
     }
 
-    async fn handshake<IO: Stream>(&self, stream: IO) -> Result<Server<TlsStream<ReadAhead<IO>>>> {
+    async fn handshake<IO: Stream + 'static>(&self, stream: IO) -> Result<Server<TlsStream<ReadAhead<IO>>>> {
         let stream = self.acceptor.accept(ReadAhead::new(stream)).await?;
         let peer = stream.peer_identity().clone();
         Builder::new().config(self.config.clone()).peer(peer).handshake(stream).await
