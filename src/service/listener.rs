@@ -177,7 +177,7 @@ fn open(incoming: Incoming, address: Option<SocketAddr>, answer: &Metadata) -> O
 }
 
 impl Connection {
-    async fn serve<IO: Stream>(self, stream: IO, from: Option<SocketAddr>) {
+    async fn serve<IO: Stream + 'static>(self, stream: IO, from: Option<SocketAddr>) {
         let ended = tokio::select! {
             ended = self.connection(stream, from) => ended,
             () = forced(&self.drain) => Ok(()),
@@ -191,7 +191,7 @@ impl Connection {
         }
     }
 
-    async fn connection<IO: Stream>(&self, stream: IO, from: Option<SocketAddr>) -> Result<()> {
+    async fn connection<IO: Stream + 'static>(&self, stream: IO, from: Option<SocketAddr>) -> Result<()> {
         // A connection that is not up yet has nothing to finish.
         let mut server = tokio::select! {
             server = self.handshake(stream) => server?,
