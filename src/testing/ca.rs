@@ -149,7 +149,7 @@ impl Issued {
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (chain, roots) = (vec![self.certificate.der().clone()], vec![self.root.clone()]);
-        Credentials::builder().as_of(UnixTime::since_unix_epoch(since)).from_der(chain, key, roots)
+        Credentials::builder().valid_at(UnixTime::since_unix_epoch(since)).from_der(chain, key, roots)
     }
 
     /// The certificate, as PEM.

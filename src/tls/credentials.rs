@@ -143,7 +143,7 @@ impl CredentialsBuilder {
 
     /// Checks dates as of this time rather than now.
     #[cfg(feature = "test-util")]
-    pub(crate) fn as_of(mut self, time: UnixTime) -> Self {
+    pub(crate) fn valid_at(mut self, time: UnixTime) -> Self {
         self.as_of = Some(time);
         self
     }

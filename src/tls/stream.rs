@@ -30,7 +30,7 @@ pub struct TlsStream<IO> {
 }
 
 enum Inner<IO> {
-    Rustls(Session<IO>),
+    Rustls(Box<Session<IO>>),
     Custom(Box<Custom<IO>>),
 }
 
@@ -59,7 +59,7 @@ impl<IO> TlsStream<IO> {
             }
         };
         let local = Some(credentials.certificate().clone());
-        Ok(Self { session: Inner::Rustls(Session::new(io, connection)), peer, local })
+        Ok(Self { session: Inner::Rustls(Box::new(Session::new(io, connection))), peer, local })
     }
 
     pub(super) fn custom(secured: Secured, below: Lent<IO>) -> Self {

@@ -78,7 +78,7 @@ fn pod(network: &Network, address: &str, acceptor: Acceptor) {
 async fn tunnel(pool: &Pool, source: &Source, path: &Path) -> hbone::Result<TunnelStream> {
     let lease = pool.checkout(source, path).await?;
     let authority = "pod.test:80".parse().unwrap();
-    lease.connect(&authority, &Metadata::default()).await.map_err(|e| e.into_error())
+    Ok(lease.connect(&authority, &Metadata::default()).await?)
 }
 
 async fn echoes(mut tunnel: TunnelStream) {
