@@ -25,4 +25,5 @@ mod roles;
 #[cfg(feature = "tower")]
 mod service;
 mod silence;
+mod vectors;
 mod wire;
