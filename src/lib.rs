@@ -92,6 +92,9 @@ pub mod balance;
 pub mod client;
 pub mod connector;
 pub mod drain;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod io;
 pub mod mesh;
 pub mod metadata;

@@ -13,7 +13,7 @@ const PREFACE: usize = 24;
 
 /// Follows the frame headers in a stream of bytes.
 #[derive(Debug)]
-pub(super) struct GoAwayScanner {
+pub(crate) struct GoAwayScanner {
     /// Bytes until the next frame header.
     skip: usize,
     head: [u8; FIXED],
@@ -21,12 +21,12 @@ pub(super) struct GoAwayScanner {
 }
 
 impl GoAwayScanner {
-    pub(super) fn new(after_preface: bool) -> Self {
+    pub(crate) fn new(after_preface: bool) -> Self {
         Self { skip: if after_preface { PREFACE } else { 0 }, head: [0; FIXED], filled: 0 }
     }
 
     /// The code of a GOAWAY that ends here, the last one of several.
-    pub(super) fn scan(&mut self, mut data: &[u8]) -> Option<u32> {
+    pub(crate) fn scan(&mut self, mut data: &[u8]) -> Option<u32> {
         let mut found = None;
         while !data.is_empty() {
             let skipped = self.skip.min(data.len());

@@ -23,6 +23,8 @@ use crate::io::{Scheduler, Turns};
 
 pub(crate) use early::{EarlyData, EarlyDataCell};
 pub(crate) use flow::{Flow, Meter};
+#[cfg(any(fuzzing, test))]
+pub(crate) use goaway::GoAwayScanner;
 use keepalive::{Keepalive, Pinger};
 pub(crate) use linger::LingeringTunnel;
 use linger::{LingerQueue, Lingering};

@@ -164,14 +164,20 @@ impl ServiceAccountMatch {
 }
 
 impl Cidr {
-    /// A range.
+    /// A range. One of IPv4 addresses in their IPv6 form (`::ffff:10.0.0.0/104`) is the range of IPv4 addresses.
     ///
     /// # Errors
     ///
     /// When `prefix_len` is over 32 (IPv4) or 128 (IPv6).
     pub fn new(address: IpAddr, prefix_len: u8) -> Result<Self, CidrError> {
         let max = if address.is_ipv4() { 32 } else { 128 };
-        if prefix_len > max { Err(CidrError) } else { Ok(Self { address, prefix_len }) }
+        if prefix_len > max {
+            return Err(CidrError);
+        }
+        Ok(match (address.to_canonical(), prefix_len.checked_sub(128 - 32)) {
+            (v4 @ IpAddr::V4(_), Some(prefix_len)) if address.is_ipv6() => Self { address: v4, prefix_len },
+            _ => Self { address, prefix_len },
+        })
     }
 
     /// Whether the address is in the range. An IPv4 address that arrived on an IPv6 socket (`::ffff:1.2.3.4`) counts as
@@ -193,6 +199,7 @@ impl Cidr {
 
 impl From<IpAddr> for Cidr {
     fn from(address: IpAddr) -> Self {
+        let address = address.to_canonical();
         Self { address, prefix_len: if address.is_ipv4() { 32 } else { 128 } }
     }
 }
@@ -347,6 +354,10 @@ mod tests {
     #[case("10.0.0.0/8", "10.255.0.1", true)]
     #[case("10.0.0.0/8", "11.0.0.0", false)]
     #[case("10.0.0.0/8", "::ffff:10.0.0.1", true)]
+    #[case("::ffff:10.0.0.0/104", "10.255.0.1", true)]
+    #[case("::ffff:10.0.0.0/104", "11.0.0.0", false)]
+    #[case("::ffff:10.0.0.1", "10.0.0.1", true)]
+    #[case("::ffff:10.0.0.0/95", "10.0.0.0", false)]
     #[case("10.0.0.1", "10.0.0.1", true)]
     #[case("10.0.0.1", "10.0.0.0", false)]
     #[case("0.0.0.0/0", "1.2.3.4", true)]

@@ -110,6 +110,8 @@ pub use self::config::PoolConfig;
 use self::inner::Inner;
 pub use self::lease::{Lease, LeaseError};
 pub use self::source::Source;
+#[cfg(any(fuzzing, test))]
+pub use self::state::fuzz;
 use self::state::{Key, Purpose};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};

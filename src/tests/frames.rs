@@ -2,58 +2,9 @@
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// The start of an HTTP/2 connection (RFC 9113, section 3.4).
-pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-pub(super) const DATA: u8 = 0;
-pub(super) const HEADERS: u8 = 1;
-pub(super) const RST_STREAM: u8 = 3;
-pub(super) const SETTINGS: u8 = 4;
-pub(super) const PING: u8 = 6;
-pub(super) const WINDOW_UPDATE: u8 = 8;
-
-pub(super) const END_STREAM: u8 = 1;
-pub(super) const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-/// A frame (RFC 9113, section 4.1).
-#[derive(Debug)]
-pub(super) struct Frame {
-    pub(super) kind: u8,
-    pub(super) flags: u8,
-    pub(super) stream: u32,
-    pub(super) payload: Vec<u8>,
-}
-
-pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// A header block in one frame, each field a literal that is not indexed (RFC 7541, section 6.2.2).
-pub(super) fn headers(flags: u8, stream: u32, fields: &[(&str, &str)]) -> Vec<u8> {
-    let mut block = Vec::new();
-    for (name, value) in fields {
-        block.push(0);
-        for text in [name, value] {
-            block.push(u8::try_from(text.len()).ok().filter(|len| *len < 127).unwrap());
-            block.extend(text.as_bytes());
-        }
-    }
-    frame(HEADERS, flags | END_HEADERS, stream, &block)
-}
-
-pub(super) async fn read_frame<R: AsyncRead + Unpin>(io: &mut R) -> Option<Frame> {
-    let mut head = [0; 9];
-    io.read_exact(&mut head).await.ok()?;
-    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-    io.read_exact(&mut payload).await.ok()?;
-    let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-    Some(Frame { kind: head[3], flags: head[4], stream, payload })
-}
+pub(super) use crate::fuzzing::frames::{
+    ACK, DATA, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame, headers, read_frame,
+};
 
 /// A ClientHello of TLS 1.2: one without the extension that offers 1.3.
 pub(super) fn tls12_client_hello() -> Vec<u8> {

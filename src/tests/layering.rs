@@ -22,6 +22,9 @@ const LAYERS: &[&[&str]] = &[
 const TESTING: &str = "testing";
 const TESTING_IMPORTS_UP_TO: usize = 5;
 
+/// In no build but those for tests and fuzzing.
+const NOT_BUILT: &[&str] = &["tests", "fuzzing"];
+
 const SOCKETS: &[&[&str]] = &[
     &["tokio", "net"],
     &["std", "net", "TcpStream"],
@@ -81,7 +84,7 @@ fn check(sources: &Sources) -> Report {
     let reexports = reexports(sources.get("lib.rs").map_or("", String::as_str));
     let mut parsed = Vec::new();
     let mut test_files = HashSet::new();
-    for (file, text) in sources.iter().filter(|(file, _)| *file != "lib.rs" && modules(file)[0] != "tests") {
+    for (file, text) in sources.iter().filter(|(file, _)| *file != "lib.rs" && !NOT_BUILT.contains(&modules(file)[0])) {
         let (code, test_modules) = without_tests(&code(text));
         for module in test_modules {
             let dir = modules(file).join("/");

@@ -93,7 +93,7 @@ pub(super) fn without_tests(code: &str) -> (String, Vec<String>) {
         }
         let len = item(&kept[end..]);
         let words: Vec<_> = kept[end..end + len].split_whitespace().collect();
-        if let ["mod", name] | ["pub", "mod", name] = words[..]
+        if let [.., "mod", name] = words[..]
             && let Some(name) = name.strip_suffix(';')
         {
             modules.push(name.to_owned());

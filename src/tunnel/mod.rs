@@ -195,6 +195,12 @@ impl TunnelStream {
         self.recv.shared().peer()
     }
 
+    /// The HTTP/2 stream that it is.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn stream_id(&self) -> u32 {
+        self.send.stream_id()
+    }
+
     /// Ends the tunnel at once in both directions. What was written and not yet sent is lost.
     pub fn reset(&mut self, reason: ResetReason) {
         self.send.reset(reason);

@@ -50,6 +50,11 @@ impl TunnelSend {
         self.reset_here = true;
     }
 
+    #[cfg(any(fuzzing, test))]
+    pub(super) fn stream_id(&self) -> u32 {
+        self.stream.stream_id().as_u32()
+    }
+
     /// Ready when the peer has reset the tunnel or the connection is gone.
     pub(super) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         match ready!(self.stream.poll_reset(cx)) {

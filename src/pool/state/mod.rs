@@ -5,7 +5,7 @@
 mod dials;
 mod ends;
 mod entry;
-#[cfg(test)]
+#[cfg(any(fuzzing, test))]
 mod tests;
 mod timers;
 
@@ -20,6 +20,9 @@ use super::BackendId;
 use crate::error::{Error, ErrorKind, Layer, Side};
 use crate::io::Load;
 use crate::path::{Path, Reuse};
+
+#[cfg(any(fuzzing, test))]
+pub use self::tests::fuzz;
 
 /// A connection, and its dial before that.
 pub(super) type ConnId = u64;
@@ -342,7 +345,7 @@ impl<H: Handle, W> State<H, W> {
             for conn in entry.conns.iter().map(|conn| &conn.id).chain(&entry.dials) {
                 assert_eq!(self.entry_of.get(conn), Some(id), "a connection is found where it is");
             }
-            if entry.waiters.is_empty() || !cfg!(test) {
+            if entry.waiters.is_empty() || !cfg!(any(fuzzing, test)) {
                 // A connection's driver may have found room since the machine looked, and will report it: only handles that
                 // stand still between events, as in the simulation, can be held to the rest.
             } else if let Some(conn) = entry.conns.iter().find(|conn| conn.has_room()) {

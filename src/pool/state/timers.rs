@@ -47,7 +47,7 @@ impl Timers {
         self.at.contains_key(&timer)
     }
 
-    #[cfg(test)]
+    #[cfg(any(fuzzing, test))]
     pub(super) fn len(&self) -> usize {
         debug_assert_eq!(self.at.len(), self.queue.len());
         self.queue.len()

@@ -1,6 +1,6 @@
 //! Any events in any order.
 
-use proptest::prelude::*;
+use arbitrary::{Arbitrary, Unstructured};
 
 use super::super::*;
 use super::sim::{Sim, dial_error, direct, inside, limits, millis, secs, token};
@@ -43,35 +43,45 @@ enum Event {
     ClosePool,
 }
 
-fn event() -> impl Strategy<Value = Event> {
-    let (source, path, backends) = (1..3u64, 0..6u8, 1..5u32);
-    let n = 0..64usize;
-    let backend = || proptest::option::weighted(0.7, 0..5u64);
-    prop_oneof![
-        30 => (source.clone(), path.clone(), backends.clone())
-            .prop_map(|(source, path, backends)| Event::Checkout { source, path, backends }),
-        4 => (source.clone(), path, backends)
-            .prop_map(|(source, path, backends)| Event::Enqueue { source, path, backends }),
-        6 => n.clone().prop_map(Event::Cancel),
-        14 => n.clone().prop_map(Event::Release),
-        10 => n.clone().prop_map(Event::Enter),
-        16 => (n.clone(), backend(), 0..6usize, any::<bool>())
-            .prop_map(|(dial, backend, limit, awaiting_settings)| Event::Land { dial, backend, limit, awaiting_settings }),
-        5 => n.clone().prop_map(Event::Fail),
-        2 => n.clone().prop_map(Event::Lose),
-        5 => (n.clone(), backend()).prop_map(|(n, backend)| Event::Identified(n, backend)),
-        5 => (n.clone(), 0..6usize).prop_map(|(n, limit)| Event::Limit(n, limit)),
-        3 => n.clone().prop_map(Event::Close),
-        2 => n.clone().prop_map(Event::Drain),
-        2 => n.clone().prop_map(Event::FailBeforeSettings),
-        3 => (n.clone(), prop_oneof![Just(Load::Light), Just(Load::Bulk), Just(Load::Full)])
-            .prop_map(|(n, load)| Event::LoadChanged(n, load)),
-        3 => n.prop_map(Event::End),
-        8 => Just(Event::Reap),
-        1 => (source, any::<bool>()).prop_map(|(source, error)| Event::SourceEnded(source, error)),
-        6 => prop_oneof![0..500u64, 0..20_000u64, 0..2_000_000u64].prop_map(Event::Pass),
-        1 => prop_oneof![9 => Just(Event::Reap), 1 => Just(Event::ClosePool)],
-    ]
+impl<'a> Arbitrary<'a> for Event {
+    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        // One byte for each number: what is near to an input is near to it in what happens.
+        let mut byte = || u8::arbitrary(u);
+        let backend = |byte: u8| (!byte.is_multiple_of(6)).then_some(u64::from(byte % 6));
+        Ok(match byte()? % 19 {
+            kind @ 0..2 => {
+                let source = 1 + u64::from(byte()? % 2);
+                let (path, backends) = (byte()? % 6, 1 + u32::from(byte()? % 4));
+                match kind {
+                    0 => Self::Checkout { source, path, backends },
+                    _ => Self::Enqueue { source, path, backends },
+                }
+            }
+            2 => Self::Cancel(byte()?.into()),
+            3 => Self::Release(byte()?.into()),
+            4 => Self::Enter(byte()?.into()),
+            5 => {
+                let (dial, limit) = (byte()?.into(), usize::from(byte()? % 6));
+                Self::Land { dial, backend: backend(byte()?), limit, awaiting_settings: byte()? % 2 == 1 }
+            }
+            6 => Self::Fail(byte()?.into()),
+            7 => Self::Identified(byte()?.into(), backend(byte()?)),
+            8 => Self::Limit(byte()?.into(), usize::from(byte()? % 6)),
+            9 => Self::Close(byte()?.into()),
+            10 => Self::Drain(byte()?.into()),
+            11 => Self::FailBeforeSettings(byte()?.into()),
+            12 => Self::LoadChanged(byte()?.into(), [Load::Light, Load::Bulk, Load::Full][usize::from(byte()? % 3)]),
+            13 => Self::End(byte()?.into()),
+            14 => Self::Reap,
+            15 => Self::SourceEnded(1 + u64::from(byte()? % 2), byte()? % 2 == 1),
+            16 => {
+                let (scale, time) = (byte()? % 3, u64::from(byte()?));
+                Self::Pass(time * [2, 80, 8_000][usize::from(scale)])
+            }
+            17 => Self::Lose(byte()?.into()),
+            _ => Self::ClosePool,
+        })
+    }
 }
 
 fn key(source: u64, path: u8, backends: u32) -> Key {
@@ -181,22 +191,74 @@ fn apply(sim: &mut Sim, event: Event) {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+/// Any events in any order, under limits from the first bytes.
+pub fn fuzz(data: &[u8]) {
+    let Some(([in_all, per_path, busy, seed], events)) = data.split_first_chunk() else { return };
+    let [in_all, per_path, busy_connections] = [2 + in_all % 10, 1 + per_path % 5, 1 + busy % 2].map(usize::from);
+    let limits = Limits { in_all, per_path, busy_connections, max_age: secs(400), ..limits() };
+    let mut events = Unstructured::new(events);
+    let events = std::iter::from_fn(|| (!events.is_empty()).then(|| events.arbitrary().ok()).flatten());
+    happen(limits, (*seed).into(), events.take(500));
+}
 
-    #[test]
-    fn no_caller_is_forgotten_and_nothing_is_left_over(
-        events in proptest::collection::vec(event(), 1..150),
-        in_all in 2..12usize,
-        per_path in 1..6usize,
-        busy_connections in 1..3usize,
-        seed in any::<u64>(),
-    ) {
-        let limits = Limits { in_all, per_path, busy_connections, max_age: secs(400), ..limits() };
-        let mut sim = Sim::seeded(limits, seed);
-        for event in events {
-            apply(&mut sim, event);
+fn happen(limits: Limits, seed: u64, events: impl IntoIterator<Item = Event>) {
+    let mut sim = Sim::seeded(limits, seed);
+    for event in events {
+        apply(&mut sim, event);
+    }
+    sim.wind_up();
+}
+
+#[cfg(test)]
+mod any_order {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn event() -> impl Strategy<Value = Event> {
+        let (source, path, backends) = (1..3u64, 0..6u8, 1..5u32);
+        let n = 0..64usize;
+        let backend = || proptest::option::weighted(0.7, 0..5u64);
+        prop_oneof![
+            30 => (source.clone(), path.clone(), backends.clone())
+                .prop_map(|(source, path, backends)| Event::Checkout { source, path, backends }),
+            4 => (source.clone(), path, backends)
+                .prop_map(|(source, path, backends)| Event::Enqueue { source, path, backends }),
+            6 => n.clone().prop_map(Event::Cancel),
+            14 => n.clone().prop_map(Event::Release),
+            10 => n.clone().prop_map(Event::Enter),
+            16 => (n.clone(), backend(), 0..6usize, any::<bool>())
+                .prop_map(|(dial, backend, limit, awaiting_settings)| Event::Land { dial, backend, limit, awaiting_settings }),
+            5 => n.clone().prop_map(Event::Fail),
+            2 => n.clone().prop_map(Event::Lose),
+            5 => (n.clone(), backend()).prop_map(|(n, backend)| Event::Identified(n, backend)),
+            5 => (n.clone(), 0..6usize).prop_map(|(n, limit)| Event::Limit(n, limit)),
+            3 => n.clone().prop_map(Event::Close),
+            2 => n.clone().prop_map(Event::Drain),
+            2 => n.clone().prop_map(Event::FailBeforeSettings),
+            3 => (n.clone(), prop_oneof![Just(Load::Light), Just(Load::Bulk), Just(Load::Full)])
+                .prop_map(|(n, load)| Event::LoadChanged(n, load)),
+            3 => n.prop_map(Event::End),
+            8 => Just(Event::Reap),
+            1 => (source, any::<bool>()).prop_map(|(source, error)| Event::SourceEnded(source, error)),
+            6 => prop_oneof![0..500u64, 0..20_000u64, 0..2_000_000u64].prop_map(Event::Pass),
+            1 => prop_oneof![9 => Just(Event::Reap), 1 => Just(Event::ClosePool)],
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+
+        #[test]
+        fn no_caller_is_forgotten_and_nothing_is_left_over(
+            events in proptest::collection::vec(event(), 1..150),
+            in_all in 2..12usize,
+            per_path in 1..6usize,
+            busy_connections in 1..3usize,
+            seed in any::<u64>(),
+        ) {
+            let limits = Limits { in_all, per_path, busy_connections, max_age: secs(400), ..limits() };
+            happen(limits, seed, events);
         }
-        sim.wind_up();
     }
 }

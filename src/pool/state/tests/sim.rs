@@ -107,13 +107,14 @@ pub(super) fn token(n: u64) -> BackendId {
 }
 
 pub(super) fn direct(n: u8, reuse: Reuse) -> Key {
-    let accept = AcceptedIdentities::from("spiffe://td/ns/a/sa/b".parse::<SpiffeId>().unwrap());
+    let accept = AcceptedIdentities::from("spiffe://td/ns/a/sa/b".parse::<SpiffeId>().expect("an identity"));
     let hop = DirectHop::new(([10, 0, 0, n], 15008).into(), accept).with_reuse(reuse);
     Key { source: 1, path: Path::direct(hop) }
 }
 
 pub(super) fn inside(parent: &Key, name: &str, reuse: Reuse) -> Key {
-    let hop = TunnelledHop::new(name.parse().unwrap(), parent.path.first().accept.clone()).with_reuse(reuse);
+    let hop =
+        TunnelledHop::new(name.parse().expect("an authority"), parent.path.first().accept.clone()).with_reuse(reuse);
     Key { source: parent.source, path: parent.path.clone().then(hop) }
 }
 
@@ -380,7 +381,7 @@ impl Sim {
     /// A driver ends, and with it the tunnels of its connection.
     pub(super) fn end(&mut self, id: ConnId) {
         self.note_draining(id);
-        let conn = self.conns.remove(&id).unwrap();
+        let conn = self.conns.remove(&id).expect("a connection that is there");
         conn.mock.0.closed.set(true);
         self.state.ended(id, self.now);
         self.act();

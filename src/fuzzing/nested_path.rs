@@ -1,0 +1,221 @@
+//! A whole path of nested connections, with hostile bytes at one of its hops.
+
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::frames::PREFACE;
+use super::ours::explains_itself;
+use super::peer::{Setup, Transcript, play, run};
+use super::script::Step;
+use crate::authority::Authority;
+use crate::client::{self, Client};
+use crate::config::Config;
+use crate::error::Result;
+use crate::identity::{AcceptedIdentities, SpiffeId, TrustDomains};
+use crate::io::BoxStream;
+use crate::metadata::Metadata;
+use crate::path::TunnelledHop;
+use crate::testing::Ca;
+use crate::tls::{Acceptor, Connector, Credentials};
+use crate::{nested, server};
+
+/// Longer than a healthy connection takes for a tunnel, whatever goes on next to it.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Where the bytes are, and what they are to be.
+#[derive(Clone, Debug)]
+struct Plan {
+    depth: usize,
+    /// The hop with hostile bytes.
+    hop: usize,
+    /// They come from the client.
+    client: bool,
+    /// They stand in place of TLS, not inside of it.
+    raw: bool,
+    setup: Setup,
+    steps: Vec<Step>,
+    /// This side is done.
+    over: watch::Receiver<bool>,
+    /// Held by each task.
+    alive: mpsc::Sender<()>,
+}
+
+/// Credentials are made once in a process: their signatures are random.
+static CREDENTIALS: LazyLock<[Arc<Credentials>; 2]> = LazyLock::new(|| {
+    let ca = Ca::new();
+    [client_id(), server_id()].map(|id| Arc::new(ca.issue(&id)))
+});
+
+fn client_id() -> SpiffeId {
+    "spiffe://cluster.local/ns/default/sa/client".parse().expect("an identity")
+}
+
+fn server_id() -> SpiffeId {
+    "spiffe://cluster.local/ns/default/sa/server".parse().expect("an identity")
+}
+
+fn authority(name: &str) -> Authority {
+    Authority::name(name, 80).expect("a name")
+}
+
+/// Three bytes say how deep the path is, which hop has the hostile bytes, and whose they are; then as for the HTTP/2 targets.
+///
+/// Each end of the path comes to an end, errors name the hop, and the connection below the hop goes on as if nothing were.
+pub fn nested_path(data: &[u8]) {
+    let Some(([depth, hop, whose], rest)) = data.split_first_chunk() else { return };
+    let depth = 1 + usize::from(*depth) % 3;
+    let (setup, steps) = Setup::read(rest);
+    run(async move {
+        let (over, is_over) = watch::channel(false);
+        let (alive, mut all_gone) = mpsc::channel(1);
+        let hop = usize::from(*hop) % depth;
+        let (client, raw) = (whose & 1 != 0, whose & 2 != 0);
+        let plan = Plan { depth, hop, client, raw, setup, steps, over: is_over, alive };
+        let (near, far) = setup.pipe();
+        tokio::spawn(serve(Box::new(far), 0, plan.clone()));
+        let clients = dial(Box::new(near), plan).await;
+        if let Some(below) = hop.checked_sub(1) {
+            echoes(&clients[below]).await;
+        }
+        over.send_replace(true);
+        drop(clients);
+        assert_eq!(all_gone.recv().await, None, "all tasks come to an end");
+    });
+}
+
+fn connector() -> Connector {
+    Connector::new(CREDENTIALS[0].clone(), Arc::default())
+}
+
+/// The near end of a path: a client for each hop that came to be.
+async fn dial(io: BoxStream, plan: Plan) -> Vec<Client> {
+    let accept = AcceptedIdentities::from(server_id());
+    let mut clients: Vec<Client> = Vec::new();
+    if plan.client && plan.hop == 0 {
+        attack(io, plan).await;
+        return clients;
+    }
+    let Ok(stream) = connector().connect(io, &accept).await.inspect_err(explains_itself) else { return clients };
+    let builder = client::Builder::new().config(Arc::new(Config::new())).peer(stream.peer_identity().clone());
+    let (client, driver) = builder.handshake(stream).await.expect("a start");
+    spawn(driver, &plan);
+    clients.push(client);
+    for hop in 1..plan.depth {
+        let below = &clients[hop - 1];
+        if plan.client && plan.hop == hop {
+            if let Ok(tunnel) = below.connect(&authority("next"), &Metadata::default()).await {
+                attack(Box::new(tunnel), plan).await;
+            }
+            return clients;
+        }
+        let next = TunnelledHop::new(authority("next"), accept.clone());
+        match nested::extend(below, &next, &connector(), &Metadata::default()).await {
+            Ok((client, driver)) => {
+                spawn(driver, &plan);
+                clients.push(client);
+            }
+            Err(error) => {
+                explains_itself(&error);
+                let blamed = error.hop().expect("the hop that failed");
+                assert!(blamed == plan.hop || blamed == plan.hop + 1, "hop {} and not {blamed}: {error}", plan.hop);
+                return clients;
+            }
+        }
+    }
+    // What the innermost peer makes of it is its own affair.
+    let innermost = &clients[plan.depth - 1];
+    if let Ok(mut tunnel) = innermost.connect(&authority("any"), &Metadata::default()).await {
+        let _ = timeout(LONG, async {
+            let _ = tunnel.write_all(b"hello").await;
+            tunnel.read_to_end(&mut Vec::new()).await
+        })
+        .await;
+    }
+    clients
+}
+
+/// The driver runs on, and counts as alive.
+fn spawn(driver: impl Future<Output = Result<()>> + Send + 'static, plan: &Plan) {
+    let alive = plan.alive.clone();
+    tokio::spawn(async move {
+        if let Err(error) = driver.await {
+            explains_itself(&error);
+        }
+        drop(alive);
+    });
+}
+
+/// The hostile client's bytes.
+async fn attack(io: BoxStream, mut plan: Plan) {
+    if plan.raw {
+        script(io, plan).await;
+    } else if let Ok(stream) = connector().connect(io, &server_id().into()).await {
+        plan.steps.insert(0, Step::Bytes(PREFACE.to_vec()));
+        script(Box::new(stream), plan).await;
+    }
+}
+
+/// Hostile bytes, until the script is over and the other end has had its time.
+async fn script(io: BoxStream, plan: Plan) {
+    let (acts, _) = mpsc::unbounded_channel();
+    let playing = play(io, (plan.setup, plan.steps), acts, plan.over, Transcript::default());
+    if plan.client {
+        // It leaves before its connection is looked at.
+        let _ = timeout(LONG, playing).await;
+    } else {
+        playing.await;
+    }
+    drop(plan.alive);
+}
+
+/// The far end of a path: each hop leads to the next one, and to an echo.
+fn serve(io: BoxStream, hop: usize, plan: Plan) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        let hostile = !plan.client && plan.hop == hop;
+        if hostile && plan.raw {
+            return script(io, plan).await;
+        }
+        let trusted = TrustDomains::new("cluster.local".parse().expect("a trust domain"));
+        let acceptor = Acceptor::new(CREDENTIALS[1].clone(), trusted, Arc::default());
+        let Ok(stream) = acceptor.accept(io).await.inspect_err(explains_itself) else { return };
+        if hostile {
+            return script(Box::new(stream), plan).await;
+        }
+        let builder = server::Builder::new().config(plan.setup.config()).peer(stream.peer_identity().clone());
+        let Ok(mut server) = builder.handshake(stream).await.inspect_err(explains_itself) else { return };
+        while let Some(incoming) = server.accept().await {
+            let Ok(incoming) = incoming.inspect_err(explains_itself) else { continue };
+            let leads_on = *incoming.authority() == authority("next") && hop + 1 < plan.depth;
+            let Ok(mut tunnel) = incoming.accept(&Metadata::default()) else { continue };
+            if leads_on {
+                tokio::spawn(serve(Box::new(tunnel), hop + 1, plan.clone()));
+            } else {
+                let alive = plan.alive.clone();
+                tokio::spawn(async move {
+                    let (mut read, mut write) = tokio::io::split(&mut tunnel);
+                    let _ = tokio::io::copy(&mut read, &mut write).await;
+                    let _ = write.shutdown().await;
+                    drop(alive);
+                });
+            }
+        }
+    })
+}
+
+/// A connection that carries hostile bytes in one of its tunnels carries others as well as ever.
+async fn echoes(client: &Client) {
+    let echo = async {
+        let mut tunnel = client.connect(&authority("echo"), &Metadata::default()).await.expect("a tunnel");
+        tunnel.write_all(b"hello").await.expect("a write");
+        tunnel.shutdown().await.expect("an end");
+        let mut got = Vec::new();
+        tunnel.read_to_end(&mut got).await.expect("an echo");
+        assert_eq!(got, b"hello");
+    };
+    timeout(LONG, echo).await.expect("in time");
+}

@@ -1,0 +1,80 @@
+//! What is parsed from text.
+
+use std::net::IpAddr;
+
+use http::Uri;
+
+use crate::authority::Authority;
+use crate::error::ErrorKind;
+use crate::identity::{AcceptedIdentities, SpiffeId, TrustDomain};
+use crate::mesh::Snapshot;
+
+/// An authority has one text, which is sent as it is.
+pub fn authority(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let Ok(authority) = text.parse::<Authority>() else { return };
+    let printed = authority.to_string();
+    assert_eq!(printed.parse().as_ref(), Ok(&authority));
+    assert_ne!(authority.port(), 0);
+    let uri = Uri::from_maybe_shared(printed.clone()).expect("an authority that HTTP takes");
+    assert_eq!(uri.authority().map(|authority| authority.as_str()), Some(&*printed));
+    match &authority {
+        Authority::Ip(address) => assert_eq!(printed, address.to_string()),
+        Authority::Name(name) => {
+            let host = name.host();
+            assert_eq!(Authority::name(host, name.port()).as_ref(), Ok(&authority));
+            assert!(host.len() <= 253 && !host.ends_with('.') && !host.bytes().any(|b| b.is_ascii_uppercase()));
+            assert!(host.parse::<IpAddr>().is_err(), "an address is not a name");
+            assert!(text.to_ascii_lowercase().starts_with(host), "it leads to what was written");
+        }
+    }
+}
+
+/// A SPIFFE ID is its text, byte by byte.
+pub fn spiffe_id(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    if let Ok(id) = text.parse::<SpiffeId>() {
+        assert_eq!(id.to_string(), text);
+        assert!(text.len() <= 2048 && text.bytes().all(|b| b.is_ascii_graphic()));
+        let parts = text.strip_prefix("spiffe://").map(|rest| rest.split('/').collect::<Vec<_>>());
+        let own = [id.trust_domain().as_str(), "ns", id.namespace(), "sa", id.service_account()];
+        assert_eq!(parts.as_deref(), Some(&own[..]));
+        assert_eq!(SpiffeId::new(id.trust_domain().clone(), id.namespace(), id.service_account()).as_ref(), Ok(&id));
+        assert!(AcceptedIdentities::from(id.clone()).contains(&id));
+    }
+    if let Ok(domain) = text.parse::<TrustDomain>() {
+        assert_eq!(domain.as_str(), text);
+        let id: SpiffeId = format!("spiffe://{text}/ns/a/sa/b").parse().expect("an identity in a trust domain");
+        assert_eq!(id.trust_domain(), &domain);
+    }
+}
+
+/// A mesh is read, or refused with the place in the file. What was read is found again.
+pub fn mesh_file(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let mesh = match Snapshot::parse("mesh.yaml", text) {
+        Ok(mesh) => mesh,
+        Err(error) => {
+            assert_eq!(error.kind(), &ErrorKind::InvalidInput);
+            let place = error.to_string().split_once("mesh.yaml:").map(|(_, rest)| rest.to_owned());
+            let line = place.as_deref().and_then(|rest| rest.split(':').next()?.parse::<usize>().ok());
+            let lines = text.split('\n').count();
+            assert!(line.is_some_and(|line| (1..=lines + 1).contains(&line)), "no line of {lines}: {error}");
+            return;
+        }
+    };
+    for workload in mesh.workloads() {
+        assert!(mesh.workload(&workload.uid).is_some_and(|found| found.uid == workload.uid));
+        // A workload that shares its node's addresses is not found by them.
+        for ip in workload.addresses.iter().filter(|_| !workload.host_network) {
+            let found = mesh.workload_at(&workload.network, *ip);
+            assert!(found.is_some_and(|found| found.uid == workload.uid), "{ip} of {workload:?} leads to {found:?}");
+        }
+        let _ = mesh.policies_for(workload);
+    }
+    for service in mesh.services() {
+        for endpoint in mesh.endpoints(service) {
+            assert!(mesh.workload(&endpoint.workload.uid).is_some(), "an endpoint that is not in the mesh");
+        }
+    }
+}
