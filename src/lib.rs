@@ -1,4 +1,4 @@
-//! HBONE for programs that carry other programs' traffic: TCP streams through HTTP/2 CONNECT over mutual TLS with SPIFFE
+//! HBONE for programs that carry other programs' traffic: TCP connections through HTTP/2 CONNECT over mutual TLS with SPIFFE
 //! identities, singly and nested.
 //!
 //! # The model
@@ -13,7 +13,7 @@
 //!
 //! A [`TunnelStream`] **is** a byte stream again, so a nested tunnel is the same functions called once more on a tunnel, at
 //! any depth; [`nested::extend`] does just that. Across clusters two tunnels are nested: the outer one ends at the far
-//! cluster's east-west gateway, the inner one at the destination. The gateway passes the inner one on as opaque bytes:
+//! cluster's east-west gateway, the inner one at the destination. The gateway forwards the inner one as opaque bytes:
 //!
 //! ```text
 //!  client ═══════════ outer: mutual TLS, HTTP/2 ═══════════ gateway
@@ -21,36 +21,41 @@
 //!    ╚═══════ inner: mutual TLS, HTTP/2, end to end ═══════════╧═══════════════ destination
 //! ```
 //!
-//! Identity is checked at both ends of both, before a byte of HTTP/2; there is no plaintext fallback anywhere.
+//! At each hop both ends verify each other's identity before a byte of HTTP/2, and nothing ever falls back to plaintext.
+//! The protocol is specified in `docs/wire.md` of the repository, with test vectors.
 //!
-//! Handshakes and functions of tunnels spawn nothing: a handshake returns a cheap handle and a driver, or a server to be
-//! polled, and the caller decides where these run. What keeps connections does spawn: a [`pool::Pool`], and with it the
-//! [`connector::Connector`], the roles of [`proxy`], and the listener and server of [`service`]; each says so. Decisions
-//! (routes, identities, policies, balancing, which connection a pool uses) are pure: of a [`mesh::Snapshot`], a time and
-//! what has happened.
+//! # A tunnel inside a tunnel
+//!
+//! Both sides of both sessions, over a pipe:
+//!
+//! ```
+#![doc = include_str!("../examples/echo.rs")]
+//! ```
 //!
 //! # From a name to a tunnel
 //!
-//! A program that only wants to reach a service starts at the other end, with its name:
+//! A program that wants to reach a service starts at the other end, with its name:
 //!
 //! ```text
 //!  Connector::connect(name)
 //!      │
-//!      ├─▶ route::outbound         the mesh, health and a balancer choose an endpoint, or a gateway and the service behind it
-//!      ├─▶ Pool::checkout(path)    a place on a connection that is there, or that is opened for all who wait for it
+//!      ├─▶ route::outbound         mesh, health and a balancer choose an endpoint, or a gateway and the service behind it
+//!      ├─▶ Pool::checkout(path)    a permit on a connection: an existing one, or one that is dialed for all who wait
 //!      ├─▶ Lease::connect          CONNECT; what fails before the 200 is tried elsewhere, up to three times in all
 //!      ▼
 //!  Connected { tunnel, route, identities }
 //! ```
 //!
-//! Connections are shared at every hop, the inner ones too. Where a name stands for many backends behind a gateway, the pool
-//! keeps a connection to each of them and spreads the tunnels: sharing does not pin them to one backend. [`pool`] says how.
+//! Connections are shared at every hop, inner ones included. Where a name stands for many backends behind a gateway, the
+//! pool keeps a connection to each of them and spreads the tunnels, so that sharing pins nobody to one backend.
+//! [`pool`] says how.
 //!
-//! # A tunnel inside a tunnel
+//! # Who runs what
 //!
-//! ```
-#![doc = include_str!("../examples/echo.rs")]
-//! ```
+//! A handshake returns a cheap handle and a driver (or a server to be polled) and spawns nothing: the caller decides where
+//! these run. What keeps many connections does spawn: a [`pool::Pool`], and with it the [`connector::Connector`],
+//! the roles of [`proxy`], and [`service`]; each says so. Decisions (routes, identities, policies,
+//! balancing, which connection to use) are pure functions of a [`mesh::Snapshot`], a time, and what has happened.
 //!
 //! # Where to look
 //!
@@ -60,27 +65,32 @@
 //! | open and accept tunnels | [`client`], [`server`], [`TunnelStream`], [`nested`] |
 //! | share connections | [`pool`], [`Path`], [`Reuse`] |
 //! | set limits and timeouts | [`Config`] |
-//! | bring certificates | [`tls::CredentialSource`], [`tls::Credentials`] |
-//! | say and read who a connection is for | [`metadata`] |
-//! | move bytes | [`io`] |
+//! | bring certificates, or a TLS stack | [`tls::CredentialSource`], [`tls::Credentials`] |
+//! | say who a tunnel is for, and read it | [`metadata`] |
+//! | watch what happens | [`observe`] |
+//! | move bytes, or bring a transport | [`io`] |
 //! | route by a mesh | [`mesh`], [`route`], [`balance`], [`policy`] |
-//! | leave out what has failed | [`balance::health`] |
+//! | leave out what keeps failing | [`balance::health`] |
 //! | run a proxy | [`proxy`] |
 //! | serve or call HTTP without one | [`service`] |
-//! | end without losing anything | [`drain`] |
-//! | count, log and trace what happens | [`observe`] |
+//! | stop without losing anything | [`drain`] |
 //! | know what failed | [`Error`], [`Refusal`] |
 //!
 //! # Features
 //!
 //! | Feature | Default | Meaning |
 //! |---|---|---|
-//! | `aws-lc-rs` | yes | TLS by aws-lc-rs, with X25519MLKEM768 offered first. Wins when both providers are on. |
+//! | `aws-lc-rs` | yes | TLS by aws-lc-rs, with X25519MLKEM768 offered first. |
 //! | `ring` | no | TLS by ring, without post-quantum key exchange. |
-//! | `mesh-file` | yes | [`mesh::Snapshot::load`]: the mesh from a YAML file. |
 //! | `proxy` | yes | [`proxy`]: the outbound, inbound and gateway roles, over tokio's TCP. |
+//! | `mesh-file` | no | The mesh from a YAML file: [`mesh::Snapshot::load`]. |
 //! | `tower` | no | [`service`]: HTTP servers and clients on HBONE, for hyper, axum and tonic. |
 //! | `test-util` | no | [`testing`]: an in-memory network and a throwaway certificate authority. |
+//!
+//! # Cancel safety
+//!
+//! *Cancel safe* means: when a future is dropped before it is ready, nothing is lost, and the operation can be started
+//! again. Each async function says whether it is.
 //!
 // What is not there leads to the feature that it needs.
 #![cfg_attr(not(feature = "mesh-file"), doc = "[`mesh::Snapshot::load`]: #features")]
@@ -131,7 +141,7 @@ pub use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 pub use crate::refusal::{Refusal, RefusalReason};
 pub use crate::tunnel::{ResetReason, TunnelRecv, TunnelSend, TunnelStream};
 
-// Runs the README's examples with the tests.
+// Runs the code of the documents with the tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,5 +1,7 @@
 //! The test vectors of `docs/vectors`, which go with `docs/wire.md`, replayed on this implementation.
 
+#[cfg(feature = "mesh-file")]
+mod decisions;
 mod hpack;
 mod peer;
 mod player;
