@@ -12,7 +12,7 @@ use crate::balance::Balance;
 use crate::balance::health::{Attempt, HealthKey, OutlierConfig, Outliers};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
-use crate::mesh::{LastBaggage, Snapshot, Workload};
+use crate::mesh::{BaggageCache, Snapshot, Workload};
 use crate::metadata::{Forwarded, Metadata, Traceparent};
 use crate::path::Reuse;
 use crate::pool::{Pool, Source};
@@ -111,7 +111,7 @@ struct Inner {
     balance: Arc<dyn Balance>,
     settings: ConnectorConfig,
     health: Arc<Mutex<Outliers<HealthKey>>>,
-    baggage: LastBaggage,
+    baggage: BaggageCache,
     trace_ids: Mutex<fastrand::Rng>,
 }
 
@@ -220,7 +220,7 @@ impl Connector {
             balance,
             health: Arc::new(Mutex::new(Outliers::new(settings.outliers.clone()))),
             settings,
-            baggage: LastBaggage::default(),
+            baggage: BaggageCache::default(),
             trace_ids: Mutex::new(fastrand::Rng::new()),
         })))
     }
@@ -242,7 +242,7 @@ impl Connector {
             balance: balance.clone(),
             settings: settings.clone(),
             health: health.clone(),
-            baggage: LastBaggage::default(),
+            baggage: BaggageCache::default(),
             trace_ids: Mutex::new(fastrand::Rng::new()),
         })))
     }

@@ -1,5 +1,6 @@
 //! Names and addresses of the mesh, as types that can't be mixed up.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -142,6 +143,13 @@ impl FromIterator<(u16, u16)> for Ports {
 impl Default for Network {
     fn default() -> Self {
         Self(Arc::from(""))
+    }
+}
+
+/// So that a map with hostnames as keys finds them by their text.
+impl Borrow<str> for Hostname {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

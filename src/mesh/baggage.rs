@@ -1,15 +1,15 @@
-//! What one workload says of itself, for each of its connections.
+//! The baggage of the workload that a proxy stands for.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Workload;
 use crate::metadata::Baggage;
 
-/// The baggage of the workload that was asked for last: it is put together anew only when the mesh has changed.
+/// Keeps the baggage that was asked for last, so that it is put together again only after the workload has changed.
 #[derive(Debug, Default)]
-pub(crate) struct LastBaggage(Mutex<Option<(Arc<Workload>, Baggage)>>);
+pub(crate) struct BaggageCache(Mutex<Option<(Arc<Workload>, Baggage)>>);
 
-impl LastBaggage {
+impl BaggageCache {
     pub(crate) fn of(&self, workload: &Arc<Workload>) -> Baggage {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
@@ -26,7 +26,7 @@ mod tests {
     #[test]
     fn it_follows_the_workload() {
         let workload = |name: &str| Arc::new(Workload::new("uid", name, "spiffe://td/ns/a/sa/b".parse().unwrap()));
-        let (before, after, last) = (workload("before"), workload("after"), LastBaggage::default());
+        let (before, after, last) = (workload("before"), workload("after"), BaggageCache::default());
         for workload in [&before, &before, &after, &before] {
             assert_eq!(last.of(workload), workload.baggage());
         }

@@ -45,8 +45,9 @@ pub enum ServiceScope {
     Global,
 }
 
-/// How an endpoint of a service is chosen (`istio.workload.LoadBalancing`).
+/// How an endpoint of a service is chosen (`istio.workload.LoadBalancing`). [`LoadBalancing::default`] prefers none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LoadBalancing {
     /// What the preferences mean. Default: [`LoadBalancingMode::Standard`].
     pub mode: LoadBalancingMode,
@@ -98,6 +99,19 @@ pub enum HealthPolicy {
     OnlyHealthy,
     /// No.
     AllowAll,
+}
+
+impl LoadBalancing {
+    /// By these preferences, the most important first, among healthy endpoints.
+    pub fn new(mode: LoadBalancingMode, preferences: impl IntoIterator<Item = LoadBalancingScope>) -> Self {
+        Self { mode, preferences: preferences.into_iter().collect(), health_policy: HealthPolicy::default() }
+    }
+
+    /// Sets whether endpoints have to be healthy.
+    pub fn with_health_policy(mut self, health_policy: HealthPolicy) -> Self {
+        self.health_policy = health_policy;
+        self
+    }
 }
 
 impl Service {

@@ -5,9 +5,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::address::{GatewayAddress, Hostname, NamespacedHostname, Network, Ports};
+use super::address::{GatewayAddress, Hostname, NamespacedHostname, Network, NetworkAddress, Ports};
 use crate::identity::{SpiffeId, TrustDomain};
-use crate::metadata::{self, Baggage};
+use crate::metadata::{Baggage, WorkloadType};
 use crate::policy::PolicyName;
 
 /// Something that runs: a pod, a machine outside, a gateway, or what stands for all endpoints that a service has in
@@ -58,6 +58,8 @@ pub struct Workload {
     pub workload_type: WorkloadType,
     /// The name of what created it, for telemetry. Default: empty.
     pub workload_name: Arc<str>,
+    /// How the proxy that serves it hands connections on. Default: as they are.
+    pub application_tunnel: Option<ApplicationTunnel>,
 }
 
 /// How a workload is reached (`istio.workload.TunnelProtocol`). The legacy protocol of sidecars is not supported.
@@ -82,23 +84,38 @@ pub enum Status {
     Unhealthy,
 }
 
-/// What created a workload (`istio.workload.WorkloadType`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// How a proxy hands connections to the workload's application (`istio.workload.ApplicationTunnel`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum WorkloadType {
-    /// A deployment.
-    #[default]
-    Deployment,
-    /// A cron job.
-    CronJob,
-    /// Nothing: a pod of its own.
-    Pod,
-    /// A job.
-    Job,
+pub struct ApplicationTunnel {
+    /// The form.
+    pub protocol: ApplicationProtocol,
+    /// The port of the application that takes them. 0: the one that the tunnel leads to.
+    pub port: u16,
 }
 
-/// Where a workload runs (`istio.workload.Locality`). An empty text is not known, and equals no other.
+/// The form in which an application takes connections (`istio.workload.ApplicationTunnel.Protocol`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ApplicationProtocol {
+    /// As they are.
+    #[default]
+    None,
+    /// With a PROXY protocol header in front. This crate sends none, so it does not serve such a workload; others may, so
+    /// connecting to it is fine.
+    Proxy,
+}
+
+/// Where a workload runs (`istio.workload.Locality`). An empty text stands for an unknown place, and equals no other.
+///
+/// ```
+/// use hbone::mesh::Locality;
+///
+/// let here = Locality::new("eu-west").with_zone("eu-west-1b");
+/// assert_eq!((&*here.region, &*here.zone, &*here.subzone), ("eu-west", "eu-west-1b", ""));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Locality {
     /// The region.
     pub region: Arc<str>,
@@ -133,8 +150,9 @@ impl Workload {
             capacity: 1,
             canonical_name: empty.clone(),
             canonical_revision: empty.clone(),
-            workload_type: WorkloadType::default(),
+            workload_type: WorkloadType::Deployment,
             workload_name: empty,
+            application_tunnel: None,
         }
     }
 
@@ -150,12 +168,9 @@ impl Workload {
 
     /// What a proxy tells its peers of the workload that it stands for. For display only, on both sides.
     pub fn baggage(&self) -> Baggage {
-        let (name, kind) = match (&*self.workload_name, self.workload_type) {
-            ("", _) => (&*self.name, metadata::WorkloadType::Pod),
-            (name, WorkloadType::Deployment) => (name, metadata::WorkloadType::Deployment),
-            (name, WorkloadType::CronJob) => (name, metadata::WorkloadType::CronJob),
-            (name, WorkloadType::Pod) => (name, metadata::WorkloadType::Pod),
-            (name, WorkloadType::Job) => (name, metadata::WorkloadType::Job),
+        let (kind, name) = match &*self.workload_name {
+            "" => (WorkloadType::Pod, &*self.name),
+            name => (self.workload_type, name),
         };
         // Empty values are left out by the setters.
         Baggage::default()
@@ -182,6 +197,48 @@ impl Workload {
     pub fn has_address(&self, ip: IpAddr) -> bool {
         self.addresses.iter().any(|a| a.to_canonical() == ip.to_canonical())
     }
+
+    /// Its addresses in the order in which to try them from `from`: those of the same family first, each family in the
+    /// order of [`addresses`](Self::addresses). Without `from` in that order alone.
+    ///
+    /// A workload with several addresses may listen at any of them, so a caller that fails at one tries the next.
+    pub fn addresses_from(&self, from: Option<IpAddr>) -> impl Iterator<Item = IpAddr> + '_ {
+        let like = move |ip: &IpAddr| from.is_none_or(|from| from.to_canonical().is_ipv4() == ip.is_ipv4());
+        let all = || self.addresses.iter().map(IpAddr::to_canonical);
+        all().filter(move |ip| like(ip)).chain(all().filter(move |ip| !like(ip)))
+    }
+
+    /// The addresses that are its alone in its network: none if they are its node's.
+    pub(super) fn own_addresses(&self) -> impl Iterator<Item = NetworkAddress> + '_ {
+        let addresses = if self.host_network { &[] } else { &*self.addresses };
+        addresses.iter().map(|ip| NetworkAddress::new(self.network.clone(), *ip))
+    }
+}
+
+impl ApplicationTunnel {
+    /// Connections in this form, to this port. A `port` of 0 stands for the one that the tunnel leads to.
+    pub fn new(protocol: ApplicationProtocol, port: u16) -> Self {
+        Self { protocol, port }
+    }
+}
+
+impl Locality {
+    /// A region, with zone and subzone unknown.
+    pub fn new(region: impl Into<Arc<str>>) -> Self {
+        Self { region: region.into(), ..Self::default() }
+    }
+
+    /// Sets the zone.
+    pub fn with_zone(mut self, zone: impl Into<Arc<str>>) -> Self {
+        self.zone = zone.into();
+        self
+    }
+
+    /// Sets the part of the zone.
+    pub fn with_subzone(mut self, subzone: impl Into<Arc<str>>) -> Self {
+        self.subzone = subzone.into();
+        self
+    }
 }
 
 impl Default for Locality {
@@ -198,19 +255,10 @@ impl fmt::Display for Workload {
     }
 }
 
-impl fmt::Display for WorkloadType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Deployment => "deployment",
-            Self::CronJob => "cronjob",
-            Self::Pod => "pod",
-            Self::Job => "job",
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     #[test]
@@ -225,5 +273,22 @@ mod tests {
     fn defaults_are_those_of_wds_and_plaintext_is_not_hbone() {
         let workload = Workload::new("uid", "cart-1", "spiffe://td/ns/shop/sa/cart".parse().unwrap());
         assert_eq!((workload.capacity, workload.status, workload.protocol), (1, Status::Healthy, Protocol::None));
+    }
+
+    #[rstest]
+    #[case(None, ["fd00::1", "10.0.0.1", "fd00::2", "10.0.0.2"])]
+    #[case(Some("10.9.9.9"), ["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"])]
+    #[case(Some("::ffff:10.9.9.9"), ["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"])]
+    #[case(Some("fd00::9"), ["fd00::1", "fd00::2", "10.0.0.1", "10.0.0.2"])]
+    fn addresses_of_the_same_family_come_first_and_none_is_left_out(
+        #[case] from: Option<&str>,
+        #[case] expected: [&str; 4],
+    ) {
+        let mut workload = Workload::new("uid", "cart-1", "spiffe://td/ns/shop/sa/cart".parse().unwrap());
+        workload.addresses =
+            ["fd00::1", "::ffff:10.0.0.1", "fd00::2", "10.0.0.2"].map(|ip| ip.parse().unwrap()).to_vec();
+        let found: Vec<String> =
+            workload.addresses_from(from.map(|ip| ip.parse().unwrap())).map(|ip| ip.to_string()).collect();
+        assert_eq!(found, expected);
     }
 }

@@ -40,7 +40,14 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// Only report what the policy would match. Default: false.
     pub dry_run: bool,
-    missing: bool,
+    stand_in: Option<StandIn>,
+}
+
+/// Why a policy is not the real one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StandIn {
+    Missing,
+    Unreadable,
 }
 
 /// For which workloads a [`Policy`] holds.
@@ -99,6 +106,8 @@ pub enum Decision {
     DeniedBy(PolicyName),
     /// Turned down, as the workload names this policy and the mesh does not have it.
     DeniedAsMissing(PolicyName),
+    /// Turned down, as this policy may be about the connection and can't be read.
+    DeniedAsUnreadable(PolicyName),
     /// Turned down, as none of the ALLOW policies that hold here matches.
     DeniedByDefault,
 }
@@ -113,18 +122,36 @@ impl PolicyName {
 impl Policy {
     /// A policy without rules: an ALLOW of this kind denies all, a DENY does nothing.
     pub fn new(name: PolicyName, scope: Scope, action: Action) -> Self {
-        Self { name, scope, action, rules: Vec::new(), dry_run: false, missing: false }
+        Self { name, scope, action, rules: Vec::new(), dry_run: false, stand_in: None }
     }
 
     /// What stands in for a policy that a workload names and the mesh does not have: it denies everybody.
     pub fn missing(name: PolicyName) -> Self {
-        let rules = vec![Rule::default()];
-        Self { name, scope: Scope::WorkloadSelector, action: Action::Deny, rules, dry_run: false, missing: true }
+        Self { stand_in: Some(StandIn::Missing), ..Self::deny_all(name, Scope::WorkloadSelector) }
+    }
+
+    /// What stands in for a policy that is there and can't be read: it lets nobody in whom the policy might turn away. An
+    /// ALLOW allows nobody then; a DENY, and one whose action can't be read either, denies everybody.
+    pub fn unreadable(name: PolicyName, scope: Scope, action: Option<Action>) -> Self {
+        let policy = match action {
+            Some(Action::Allow) => Self::new(name, scope, Action::Allow),
+            Some(Action::Deny) | None => Self::deny_all(name, scope),
+        };
+        Self { stand_in: Some(StandIn::Unreadable), ..policy }
+    }
+
+    fn deny_all(name: PolicyName, scope: Scope) -> Self {
+        Self { rules: vec![Rule::default()], ..Self::new(name, scope, Action::Deny) }
     }
 
     /// Whether this policy is a stand-in from [`Policy::missing`].
     pub fn is_missing(&self) -> bool {
-        self.missing
+        self.stand_in == Some(StandIn::Missing)
+    }
+
+    /// Whether this policy is a stand-in from [`Policy::unreadable`].
+    pub fn is_unreadable(&self) -> bool {
+        self.stand_in == Some(StandIn::Unreadable)
     }
 
     /// Whether one of the rules matches. What can't be known counts against the peer.
@@ -158,10 +185,12 @@ where
         if !matches {
             continue;
         }
-        match policy.action {
-            Action::Deny if policy.missing => denied = denied.or(Some(Decision::DeniedAsMissing(policy.name.clone()))),
-            Action::Deny => denied = denied.or(Some(Decision::DeniedBy(policy.name.clone()))),
-            Action::Allow => allowed = allowed.or(Some(Decision::AllowedBy(policy.name.clone()))),
+        let name = policy.name.clone();
+        match (policy.action, policy.stand_in) {
+            (Action::Deny, None) => denied = denied.or(Some(Decision::DeniedBy(name))),
+            (Action::Deny, Some(StandIn::Missing)) => denied = denied.or(Some(Decision::DeniedAsMissing(name))),
+            (Action::Deny, Some(StandIn::Unreadable)) => denied = denied.or(Some(Decision::DeniedAsUnreadable(name))),
+            (Action::Allow, _) => allowed = allowed.or(Some(Decision::AllowedBy(name))),
         }
     }
     let default = if has_allow { Decision::DeniedByDefault } else { Decision::AllowedByDefault };
@@ -183,7 +212,10 @@ impl Verdict {
     /// The policy that decided, where it was one.
     pub fn policy(&self) -> Option<&PolicyName> {
         match &self.decision {
-            Decision::AllowedBy(name) | Decision::DeniedBy(name) | Decision::DeniedAsMissing(name) => Some(name),
+            Decision::AllowedBy(name)
+            | Decision::DeniedBy(name)
+            | Decision::DeniedAsMissing(name)
+            | Decision::DeniedAsUnreadable(name) => Some(name),
             Decision::AllowedByDefault | Decision::DeniedByDefault => None,
         }
     }
@@ -234,6 +266,7 @@ impl fmt::Display for Decision {
             Self::DeniedAsMissing(name) => {
                 write!(f, "denied, as the workload names policy {name} and the mesh does not have it")
             }
+            Self::DeniedAsUnreadable(name) => write!(f, "denied, as policy {name} can't be read"),
             Self::DeniedByDefault => f.write_str("denied, as no ALLOW policy matches"),
         }
     }
@@ -260,6 +293,10 @@ mod tests {
         vec![Rule { clauses: vec![Clause { matches: vec![Match { destination_ports, ..Match::default() }] }] }]
     }
 
+    fn unreadable(action: Option<Action>) -> Policy {
+        Policy::unreadable(PolicyName::new("shop", "u"), Scope::Namespace, action)
+    }
+
     fn decide(policies: &[Policy]) -> Verdict {
         let peer = "spiffe://td/ns/web/sa/front".parse().unwrap();
         let destination = "10.0.0.1:80".parse().unwrap();
@@ -283,6 +320,16 @@ mod tests {
     #[case::missing(
         vec![policy("a", Action::Allow, always()), Policy::missing(PolicyName::new("shop", "m"))],
         Decision::DeniedAsMissing(PolicyName::new("shop", "m"))
+    )]
+    #[case::unreadable_deny(
+        vec![policy("a", Action::Allow, always()), unreadable(Some(Action::Deny))],
+        Decision::DeniedAsUnreadable(PolicyName::new("shop", "u"))
+    )]
+    #[case::unreadable_at_all(vec![unreadable(None)], Decision::DeniedAsUnreadable(PolicyName::new("shop", "u")))]
+    #[case::unreadable_allow(vec![unreadable(Some(Action::Allow))], Decision::DeniedByDefault)]
+    #[case::unreadable_allow_beside_another(
+        vec![unreadable(Some(Action::Allow)), policy("a", Action::Allow, always())],
+        Decision::AllowedBy(PolicyName::new("shop", "a"))
     )]
     fn the_order_is_deny_then_allow_then_default(#[case] policies: Vec<Policy>, #[case] decision: Decision) {
         let allowed = matches!(decision, Decision::AllowedBy(_) | Decision::AllowedByDefault);

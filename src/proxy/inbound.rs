@@ -14,7 +14,7 @@ use crate::drain::Watch;
 use crate::error::Result;
 use crate::identity::{SpiffeId, TrustDomains};
 use crate::io::{Dial, Stream, dial};
-use crate::mesh::{LastBaggage, Workload};
+use crate::mesh::{BaggageCache, Workload};
 use crate::metadata::Metadata;
 use crate::policy::{ConnectionInfo, authorize};
 use crate::refusal::{Refusal, RefusalReason};
@@ -35,7 +35,7 @@ struct Inner {
     acceptor: Acceptor,
     dialer: Arc<dyn Dial>,
     config: Arc<Config>,
-    baggage: LastBaggage,
+    baggage: BaggageCache,
 }
 
 impl Inbound {
@@ -58,7 +58,7 @@ impl Inbound {
             acceptor,
             dialer,
             config,
-            baggage: LastBaggage::default(),
+            baggage: BaggageCache::default(),
         }))
     }
 

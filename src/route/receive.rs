@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::candidates::{Reasons, Unusable, address, check, hbone_address, unranked};
 use super::{Backend, Choice, is_illegal};
 use crate::authority::Authority;
-use crate::mesh::{Endpoint, Network, ServiceScope, Snapshot, Workload};
+use crate::mesh::{ApplicationProtocol, Endpoint, Network, ServiceScope, Snapshot, Workload};
 use crate::refusal::{Refusal, RefusalReason};
 
 /// Decides where a tunnel that ends at `workload` leads: the address to connect to, and to ask policy about.
@@ -19,8 +19,13 @@ use crate::refusal::{Refusal, RefusalReason};
 ///
 /// The refusal to answer with: [`DestinationProhibited`](RefusalReason::DestinationProhibited) for an address that is
 /// not the workload's; [`DestinationNotFound`](RefusalReason::DestinationNotFound) for a service or port that it does
-/// not serve; [`LoopDetected`](RefusalReason::LoopDetected) for a port of the mesh's own proxies.
+/// not serve; [`LoopDetected`](RefusalReason::LoopDetected) for a port of the mesh's own proxies;
+/// [`Configuration`](RefusalReason::Configuration) for a workload whose application waits for a PROXY header.
 pub fn inbound(mesh: &Snapshot, workload: &Workload, authority: &Authority) -> Result<SocketAddr, Refusal> {
+    if workload.application_tunnel.is_some_and(|tunnel| tunnel.protocol == ApplicationProtocol::Proxy) {
+        let why = format!("the application of workload {workload} waits for a PROXY header, which is not supported");
+        return Err(refuse(RefusalReason::Configuration, why));
+    }
     let destination = match authority {
         Authority::Ip(addr) if workload.has_address(addr.ip()) => {
             SocketAddr::new(addr.ip().to_canonical(), addr.port())

@@ -35,10 +35,18 @@ struct Entry {
 }
 
 /// A place in the file: a node and the way to it.
+#[derive(Clone)]
 pub(super) struct At<'a> {
-    file: &'a str,
     path: String,
     node: &'a Node,
+}
+
+/// What is wrong at a place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) line: u64,
+    pub(super) field: String,
+    pub(super) reason: String,
 }
 
 /// The fields of a map, all of which have names that are known.
@@ -70,23 +78,19 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Node, Error> {
 }
 
 impl Node {
-    pub(super) fn at<'a>(&'a self, file: &'a str) -> At<'a> {
-        At { file, path: String::new(), node: self }
+    /// The place of the whole file.
+    pub(super) fn root(&self) -> At<'_> {
+        At { path: String::new(), node: self }
     }
 }
 
 impl<'a> At<'a> {
     /// An error about this place. `message` goes on after the name of the field.
-    pub(super) fn error(&self, message: impl fmt::Display) -> Error {
-        self.error_at(self.node.line, &self.path, message)
+    pub(super) fn error(&self, message: impl fmt::Display) -> Fault {
+        Fault::new(self.node.line, &self.path, message)
     }
 
-    fn error_at(&self, line: u64, path: &str, message: impl fmt::Display) -> Error {
-        let path = if path.is_empty() { "the file" } else { path };
-        Error::invalid(format!("{}:{line}: {path}: {message}", self.file))
-    }
-
-    fn is_not(&self, what: impl fmt::Display) -> Error {
+    fn is_not(&self, what: impl fmt::Display) -> Fault {
         self.error(format_args!("{} is not {what}", self.node.value))
     }
 
@@ -111,7 +115,7 @@ impl<'a> At<'a> {
         self.node.tag.as_deref().and_then(|tag| tag.strip_prefix('!'))
     }
 
-    pub(super) fn text(&self) -> Result<&'a str, Error> {
+    pub(super) fn text(&self) -> Result<&'a str, Fault> {
         match &self.node.value {
             Value::Text(text) => Ok(text),
             Value::Bool(_) | Value::Integer(_) | Value::Float(_) => {
@@ -121,14 +125,14 @@ impl<'a> At<'a> {
         }
     }
 
-    pub(super) fn bool(&self) -> Result<bool, Error> {
+    pub(super) fn bool(&self) -> Result<bool, Fault> {
         match self.node.value {
             Value::Bool(value) => Ok(value),
             _ => Err(self.is_not("true or false")),
         }
     }
 
-    pub(super) fn number<T: TryFrom<i128> + fmt::Display>(&self, max: T) -> Result<T, Error> {
+    pub(super) fn number<T: TryFrom<i128> + fmt::Display>(&self, max: T) -> Result<T, Fault> {
         let number = match self.node.value {
             Value::Integer(number) => T::try_from(number).ok(),
             _ => None,
@@ -137,13 +141,13 @@ impl<'a> At<'a> {
     }
 
     /// A text that another type is parsed from; `what` says what it should be.
-    pub(super) fn parse<T: FromStr>(&self, what: &str) -> Result<T, Error> {
+    pub(super) fn parse<T: FromStr>(&self, what: &str) -> Result<T, Fault> {
         self.text()?.parse().map_err(|_| self.is_not(what))
     }
 
     /// One of some words. Neither upper and lower case nor `-` and `_` matter: the file writes `AllowAll` what WDS
     /// writes `ALLOW_ALL`.
-    pub(super) fn one_of<T: Copy>(&self, words: &[(&str, T)]) -> Result<T, Error> {
+    pub(super) fn one_of<T: Copy>(&self, words: &[(&str, T)]) -> Result<T, Fault> {
         let text = self.text()?;
         words.iter().find(|(word, _)| same_word(word, text)).map(|(_, value)| *value).ok_or_else(|| {
             let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
@@ -151,38 +155,46 @@ impl<'a> At<'a> {
         })
     }
 
-    pub(super) fn list(&self) -> Result<impl Iterator<Item = At<'a>> + use<'a>, Error> {
+    pub(super) fn list(&self) -> Result<impl Iterator<Item = At<'a>> + use<'a>, Fault> {
         let Value::List(list) = &self.node.value else {
             return Err(self.is_not("a list"));
         };
-        let (file, path) = (self.file, self.path.clone());
-        Ok(list.iter().enumerate().map(move |(i, node)| At { file, path: format!("{path}[{i}]"), node }))
+        let path = self.path.clone();
+        Ok(list.iter().enumerate().map(move |(i, node)| At { path: format!("{path}[{i}]"), node }))
     }
 
     /// The entries of a map with keys of any kind: key, its own place, value.
-    pub(super) fn entries(&self) -> Result<impl Iterator<Item = (&'a str, At<'a>)> + use<'a>, Error> {
+    pub(super) fn entries(&self) -> Result<impl Iterator<Item = (&'a str, At<'a>)> + use<'a>, Fault> {
         let Value::Map(entries) = &self.node.value else {
             return Err(self.is_not("a map"));
         };
-        let (file, path) = (self.file, self.path.clone());
+        let path = self.path.clone();
         Ok(entries.iter().map(move |e| {
-            let at = At { file, path: format!("{path}[{}]", e.key), node: &e.node };
+            let at = At { path: format!("{path}[{}]", e.key), node: &e.node };
             (&*e.key, at)
         }))
     }
 
+    /// The map, whatever its keys.
+    pub(super) fn any_fields(self) -> Result<Fields<'a>, Fault> {
+        match &self.node.value {
+            Value::Map(entries) => Ok(Fields { entries, at: self }),
+            _ => Err(self.is_not("a map")),
+        }
+    }
+
     /// The map, whose keys must all be in `known`.
-    pub(super) fn fields(self, known: &[&str]) -> Result<Fields<'a>, Error> {
+    pub(super) fn fields(self, known: &[&str]) -> Result<Fields<'a>, Fault> {
         let Value::Map(entries) = &self.node.value else {
             return Err(self.is_not("a map"));
         };
         for (i, entry) in entries.iter().enumerate() {
             let path = join(&self.path, &entry.key);
             if !known.iter().any(|k| same_word(k, &entry.key)) {
-                return Err(self.error_at(entry.line, &path, "no such field"));
+                return Err(Fault::new(entry.line, &path, "no such field"));
             }
             if entries[..i].iter().any(|e| same_word(&e.key, &entry.key)) {
-                return Err(self.error_at(entry.line, &path, "stands here twice"));
+                return Err(Fault::new(entry.line, &path, "stands here twice"));
             }
         }
         Ok(Fields { at: self, entries })
@@ -193,34 +205,39 @@ impl<'a> Fields<'a> {
     /// The field, unless it is missing or null.
     pub(super) fn get(&self, name: &str) -> Option<At<'a>> {
         let entry = self.entries.iter().find(|e| same_word(&e.key, name))?;
-        let at = At { file: self.at.file, path: join(&self.at.path, &entry.key), node: &entry.node };
+        let at = At { path: join(&self.at.path, &entry.key), node: &entry.node };
         (!at.is_null()).then_some(at)
     }
 
     /// The field under one of two names.
-    pub(super) fn either(&self, name: &str, other: &str) -> Result<Option<At<'a>>, Error> {
+    pub(super) fn either(&self, name: &str, other: &str) -> Result<Option<At<'a>>, Fault> {
         match (self.get(name), self.get(other)) {
             (Some(_), Some(at)) => Err(at.error(format_args!("means the same as {name}, which stands here too"))),
             (one, two) => Ok(one.or(two)),
         }
     }
 
+    /// An error about the map itself.
+    pub(super) fn error(&self, message: impl fmt::Display) -> Fault {
+        self.at.error(message)
+    }
+
     /// The field, which has to be there.
-    pub(super) fn require(&self, name: &str) -> Result<At<'a>, Error> {
+    pub(super) fn require(&self, name: &str) -> Result<At<'a>, Fault> {
         self.get(name).ok_or_else(|| self.missing(name))
     }
 
-    fn missing(&self, name: &str) -> Error {
-        self.at.error_at(self.at.node.line, &join(&self.at.path, name), "is missing")
+    fn missing(&self, name: &str) -> Fault {
+        Fault::new(self.at.node.line, &join(&self.at.path, name), "is missing")
     }
 
     /// The text of a field, empty if it is missing.
-    pub(super) fn text(&self, name: &str) -> Result<&'a str, Error> {
+    pub(super) fn text(&self, name: &str) -> Result<&'a str, Fault> {
         self.get(name).map_or(Ok(""), |at| at.text())
     }
 
     /// The text of a field that has to be there and not be empty.
-    pub(super) fn require_text(&self, name: &str) -> Result<&'a str, Error> {
+    pub(super) fn require_text(&self, name: &str) -> Result<&'a str, Fault> {
         match self.require(name)?.text()? {
             "" => Err(self.missing(name)),
             text => Ok(text),
@@ -228,8 +245,27 @@ impl<'a> Fields<'a> {
     }
 
     /// The items of a list, none if it is missing.
-    pub(super) fn list(&self, name: &str) -> Result<Vec<At<'a>>, Error> {
+    pub(super) fn list(&self, name: &str) -> Result<Vec<At<'a>>, Fault> {
         self.get(name).map_or(Ok(Vec::new()), |at| Ok(at.list()?.collect()))
+    }
+}
+
+impl Fault {
+    fn new(line: u64, path: &str, reason: impl fmt::Display) -> Self {
+        let field = if path.is_empty() { "the file" } else { path };
+        Self { line, field: field.to_owned(), reason: reason.to_string() }
+    }
+
+    /// As an error about this file.
+    pub(super) fn in_file(&self, file: &str) -> Error {
+        Error::invalid(format!("{file}:{self}"))
+    }
+}
+
+/// Line, field and reason; the file is to be put in front.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.line, self.field, self.reason)
     }
 }
 

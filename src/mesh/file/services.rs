@@ -1,8 +1,7 @@
 //! The list `services`.
 
-use super::node::At;
+use super::node::{At, Fault, Fields};
 use super::{gateway_address, network_address, ports};
-use crate::error::Error;
 use crate::identity::SpiffeId;
 use crate::mesh::{
     HealthPolicy, LoadBalancing, LoadBalancingMode, LoadBalancingScope, NamespacedHostname, Service, ServiceScope,
@@ -28,21 +27,26 @@ pub(super) const KNOWN: &[&str] = &[
     "extensions",
 ];
 
-pub(super) fn read(at: At<'_>) -> Result<Service, Error> {
+/// Reads a service. What is no identity among its subject alternative names goes to `odd_names` and is left out: that
+/// lets in nobody who would not be let in anyway.
+pub(super) fn read(at: At<'_>, odd_names: &mut Vec<Fault>) -> Result<Service, Fault> {
     let fields = at.fields(KNOWN)?;
     let name = fields.require_text("name")?;
-    let namespace = fields.require_text("namespace")?;
-    let hostname = fields.require("hostname")?.parse("a valid DNS name")?;
-    let mut service = Service::new(name, NamespacedHostname::new(namespace, hostname));
+    let mut service = Service::new(name, key(&fields)?);
     if let Some(vips) = fields.either("vips", "addresses")? {
         service.vips = vips.list()?.map(|at| network_address(&at)).collect::<Result<_, _>>()?;
     }
     if let Some(at) = fields.get("ports") {
         service.ports = ports(&at)?;
     }
-    let sans = fields.list("subjectAltNames")?;
-    service.subject_alt_names =
-        sans.iter().map(|at| at.text()?.parse::<SpiffeId>().map_err(|e| at.error(e))).collect::<Result<_, _>>()?;
+    let mut names = Vec::new();
+    for at in fields.list("subjectAltNames")? {
+        match at.text()?.parse::<SpiffeId>() {
+            Ok(name) => names.push(name),
+            Err(error) => odd_names.push(at.error(error)),
+        }
+    }
+    service.subject_alt_names = names.into_iter().collect();
     if let Some(at) = fields.either("loadBalancing", "loadBalancer")? {
         service.load_balancing = load_balancing(at)?;
     }
@@ -58,7 +62,17 @@ pub(super) fn read(at: At<'_>) -> Result<Service, Error> {
     Ok(service)
 }
 
-fn load_balancing(at: At<'_>) -> Result<LoadBalancing, Error> {
+/// The key of a service, even if the rest can't be read.
+pub(super) fn name(at: &At<'_>) -> Option<NamespacedHostname> {
+    key(&at.clone().any_fields().ok()?).ok()
+}
+
+fn key(fields: &Fields<'_>) -> Result<NamespacedHostname, Fault> {
+    let namespace = fields.require_text("namespace")?;
+    Ok(NamespacedHostname::new(namespace, fields.require("hostname")?.parse("a valid DNS name")?))
+}
+
+fn load_balancing(at: At<'_>) -> Result<LoadBalancing, Fault> {
     let fields = at.fields(&["mode", "routingPreference", "routingPreferences", "healthPolicy"])?;
     let mut result = LoadBalancing::default();
     if let Some(at) = fields.get("mode") {

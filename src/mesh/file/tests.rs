@@ -5,10 +5,10 @@ use rstest::rstest;
 
 use crate::error::ErrorKind;
 use crate::mesh::{
-    HealthPolicy, LoadBalancingMode, LoadBalancingScope, Network, Protocol, ServiceScope, Snapshot, Status,
-    WorkloadType,
+    ApplicationProtocol, HealthPolicy, LoadBalancingMode, LoadBalancingScope, MeshFile, Network, Protocol,
+    ServiceScope, Snapshot, Status, Store, WorkloadType,
 };
-use crate::policy::{Action, Scope, StringMatch};
+use crate::policy::{Action, ConnectionInfo, Scope, StringMatch, authorize};
 
 const WORKLOAD: &str = "workloads:\n- uid: u\n  name: n\n  namespace: ns\n";
 const SERVICE: &str = "services:\n- name: n\n  namespace: ns\n  hostname: n.ns\n";
@@ -60,7 +60,7 @@ workloads:
   workloadName: cart
   nativeTunnel: true
   networkMode: Standard
-  applicationTunnel: {protocol: NONE}
+  applicationTunnel: {protocol: PROXY, port: 15088}
   extensions: []
 "#,
     )
@@ -76,6 +76,8 @@ workloads:
     assert_eq!(w.waypoint.as_ref().unwrap().to_string(), "shop/waypoint.shop, port 15009");
     assert_eq!(w.authorization_policies[0].to_string(), "shop/deny");
     assert_eq!((w.capacity, w.workload_type), (7, WorkloadType::CronJob));
+    let tunnel = w.application_tunnel.unwrap();
+    assert_eq!((tunnel.protocol, tunnel.port), (ApplicationProtocol::Proxy, 15088));
     assert_eq!((&*w.canonical_name, &*w.canonical_revision, &*w.workload_name), ("cart", "2", "cart"));
 }
 
@@ -156,8 +158,8 @@ fn presence_is_read_in_each_form(#[case] text: &str) {
 #[case(WORKLOAD, "protocol: HBON", "mesh.yaml:5: workloads[0].protocol: \"HBON\" is not one of HBONE, NONE, TCP")]
 #[case(
     WORKLOAD,
-    "applicationTunnel: {protocol: PROXY}",
-    "mesh.yaml:5: workloads[0].applicationTunnel.protocol: PROXY is not"
+    "applicationTunnel: {protocol: SOCKS}",
+    "mesh.yaml:5: workloads[0].applicationTunnel.protocol: \"SOCKS\" is not one of NONE, PROXY"
 )]
 #[case(WORKLOAD, "trustDomain: A B", "mesh.yaml:5: workloads[0].trustDomain: the trust domain")]
 #[case(
@@ -273,11 +275,142 @@ fn a_big_mesh_is_not_held_to_the_yaml_librarys_limits() {
     assert_eq!(Snapshot::parse("mesh.yaml", &text).unwrap().workloads().count(), 1);
 }
 
+/// What is right in each file below.
+const GOOD: &str = "workloads:
+- {uid: a, name: a, namespace: ns, workloadIps: [10.0.0.1]}
+";
+
+fn left_out(file: &MeshFile) -> Vec<String> {
+    file.left_out().iter().map(ToString::to_string).collect()
+}
+
+#[rstest]
+#[case::wildcard_host(
+    "services:\n- {name: s, namespace: ns, hostname: '*.example.com'}",
+    "mesh.yaml:4: services[0].hostname: \"*.example.com\" is not a valid DNS name; the service is left out"
+)]
+#[case::field_of_a_later_version(
+    "- {uid: b, name: b, namespace: ns, quantumTunnel: true}",
+    "mesh.yaml:3: workloads[1].quantumTunnel: no such field; the workload is left out"
+)]
+#[case::trust_domain(
+    "- {uid: b, name: b, namespace: ns, trustDomain: Corp.Example}",
+    "mesh.yaml:3: workloads[1].trustDomain: the trust domain"
+)]
+#[case::no_uid("- {name: b, namespace: ns}", "mesh.yaml:3: workloads[1].uid: is missing; the workload is left out")]
+#[case::not_even_a_map("- 5", "mesh.yaml:3: workloads[1]: 5 is not a map; the workload is left out")]
+#[case::same_uid(
+    "- {uid: a, name: b, namespace: ns}",
+    "mesh.yaml:3: workloads[1].uid: another workload has the uid a; the workload is left out"
+)]
+#[case::same_address(
+    "- uid: b\n  name: b\n  namespace: ns\n  workloadIps:\n  - 10.0.0.2\n  - 10.0.0.1",
+    "mesh.yaml:8: workloads[1].workloadIps[1]: workload ns/a (a) has the address /10.0.0.1 too; the workload is left out"
+)]
+#[case::empty_target_port(
+    "services:\n- {name: s, namespace: ns, hostname: s.ns, ports: {80: }}",
+    "mesh.yaml:4: services[0].ports[80]: nothing is not a number from 0 to 65535; the service is left out"
+)]
+#[case::load_balancing(
+    "services:\n- {name: s, namespace: ns, hostname: s.ns, loadBalancing: {mode: CONSISTENT_HASH}}",
+    "mesh.yaml:4: services[0].loadBalancing.mode: \"CONSISTENT_HASH\" is not one of"
+)]
+fn one_odd_entry_is_left_out_by_itself(#[case] odd: &str, #[case] expected: &str) {
+    let file = MeshFile::parse("mesh.yaml", &format!("{GOOD}{odd}\n")).unwrap();
+    let left_out = left_out(&file);
+    assert!(left_out.len() == 1 && left_out[0].starts_with(expected), "{left_out:?}\nis not\n{expected}");
+    assert_eq!(file.resources().len(), 1);
+    assert_eq!((file.left_out()[0].file(), file.left_out()[0].line() > 2), ("mesh.yaml", true));
+    let mut store = Store::new();
+    assert!(file.apply_to(&mut store).rejected.is_empty());
+    assert!(store.snapshot().workload("a").is_some());
+}
+
+#[test]
+fn names_of_other_forms_are_left_out_of_a_service_that_stays() {
+    let names = "[x.example.com, spiffe://td/ns/shop/sa/cart, spiffe://example.org/k8s/cluster-1/payments]";
+    let file = MeshFile::parse("mesh.yaml", &format!("{SERVICE}  subjectAltNames: {names}\n")).unwrap();
+    let fields: Vec<&str> = file.left_out().iter().map(|left_out| left_out.field()).collect();
+    assert_eq!(fields, ["services[0].subjectAltNames[0]", "services[0].subjectAltNames[2]"]);
+    assert!(left_out(&file)[0].ends_with("; the name is left out"), "{:?}", left_out(&file));
+    let mut store = Store::new();
+    let _ = file.apply_to(&mut store);
+    let service = store.snapshot().service_by_hostname("n.ns", "ns").unwrap().clone();
+    assert_eq!(
+        service.subject_alt_names.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["spiffe://td/ns/shop/sa/cart"]
+    );
+}
+
+#[rstest]
+#[case::nothing_usable("workloads:\n- {uid: a}\n- {uid: b}\n", "mesh.yaml:2: workloads[0].name: is missing")]
+#[case::not_a_list("workloads: 5\n", "mesh.yaml:1: workloads: 5 is not a list")]
+#[case::an_unknown_list("workload: []\n", "mesh.yaml:1: workload: no such field")]
+#[case::a_policy_that_could_be_about_anybody(
+    "workloads:\n- {uid: a, name: a, namespace: ns}\npolicies:\n- {name: p, namespace: ns, scop: Namespace, action: Deny}\n",
+    "mesh.yaml:4: policies[0].scop: no such field"
+)]
+fn errors_of_the_whole_file_take_nothing(#[case] text: &str, #[case] expected: &str) {
+    let error = MeshFile::parse("mesh.yaml", text).unwrap_err();
+    assert!(error.to_string().contains(expected), "{error}");
+}
+
+/// Decides about a connection to workload `a`.
+fn lets_in(store: &Store) -> bool {
+    let mesh = store.snapshot();
+    let peer = "spiffe://td/ns/web/sa/front".parse().unwrap();
+    let connection = ConnectionInfo { peer: &peer, source_ip: None, destination: "10.0.0.1:80".parse().unwrap() };
+    authorize(mesh.policies_for(mesh.workload("a").unwrap()), &connection).is_allowed()
+}
+
+#[rstest]
+#[case::deny("action: Deny, rules: [[[{ports: [1]}]]]", false)]
+#[case::allow("action: Allow, rules: [[[{ports: [1]}]]]", false)]
+#[case::no_action("rules: []", false)]
+#[case::only_tried("action: Deny, dryRun: true, rules: [[[{ports: [1]}]]]", true)]
+fn a_policy_that_cannot_be_read_lets_nobody_in(#[case] bad: &str, #[case] allowed: bool) {
+    let mut store = Store::new();
+    let text = format!("{GOOD}policies:\n- {{name: p, namespace: ns, scope: Namespace, {bad}}}\n");
+    let file = MeshFile::parse("mesh.yaml", &text).unwrap();
+    assert_eq!(file.left_out().len(), 1);
+    let _ = file.apply_to(&mut store);
+    assert_eq!(lets_in(&store), allowed);
+
+    // What was there before stays, as it says more.
+    let good = "action: Allow, rules: [[[{namespaces: [{Exact: web}]}]]]";
+    let _ = MeshFile::parse("mesh.yaml", &text.replace(bad, good)).unwrap().apply_to(&mut store);
+    assert!(lets_in(&store));
+    let _ = file.apply_to(&mut store);
+    assert!(lets_in(&store));
+}
+
+#[test]
+fn read_again_a_file_changes_what_differs_and_keeps_what_it_can_not_read() {
+    let mut store = Store::new();
+    let read = |text: &str, store: &mut Store| {
+        let file = MeshFile::parse("mesh.yaml", text).unwrap();
+        let mut changed: Vec<String> = file.apply_to(store).changed.iter().map(ToString::to_string).collect();
+        changed.sort();
+        changed
+    };
+    let b = "- {uid: b, name: b, namespace: ns, workloadIps: [10.0.0.2]}\n";
+    let s = "services:\n- {name: s, namespace: ns, hostname: s.ns, ports: {80: 80}}\n";
+    assert_eq!(read(&format!("{GOOD}{b}{s}"), &mut store), ["service ns/s.ns", "workload a", "workload b"]);
+    assert_eq!(read(&format!("{GOOD}{b}{s}"), &mut store), [""; 0]);
+    let broken = format!("{GOOD}{}{}", b.replace("10.0.0.2", "10.0.0"), s.replace("80: 80", "80: x"));
+    assert_eq!(read(&broken, &mut store), [""; 0]);
+    assert_eq!(read(GOOD, &mut store), ["service ns/s.ns", "workload b"]);
+    assert_eq!(read("{}", &mut store), ["workload a"]);
+}
+
 proptest! {
     #[test]
     fn no_text_makes_it_panic(text in "[-a-z:{}\\[\\]&*!'\"0-9./ \n]{0,80}") {
         let _ = Snapshot::parse("mesh.yaml", &format!("{WORKLOAD}  {text}"));
         let _ = Snapshot::parse("mesh.yaml", &format!("{POLICY}  rules: [[[{text}]]]"));
         let _ = Snapshot::parse("mesh.yaml", &text);
+        if let Ok(file) = MeshFile::parse("mesh.yaml", &format!("{GOOD}{text}")) {
+            prop_assert!(file.apply_to(&mut Store::new()).rejected.is_empty());
+        }
     }
 }

@@ -1,10 +1,14 @@
 //! The list `workloads`.
 
-use super::node::At;
-use super::{arc, gateway_address, ip, ports};
-use crate::error::Error;
+use std::sync::Arc;
+
+use super::node::{At, Fault};
+use super::{arc, gateway_address, ip, port, ports};
 use crate::identity::{SpiffeId, TrustDomain};
-use crate::mesh::{Locality, NamespacedHostname, Network, Protocol, Status, Workload, WorkloadType};
+use crate::mesh::{
+    ApplicationProtocol, ApplicationTunnel, Locality, NamespacedHostname, Network, Protocol, Status, Workload,
+    WorkloadType,
+};
 
 pub(super) const KNOWN: &[&str] = &[
     "uid",
@@ -37,7 +41,7 @@ pub(super) const KNOWN: &[&str] = &[
     "extensions",
 ];
 
-pub(super) fn read(at: At<'_>) -> Result<Workload, Error> {
+pub(super) fn read(at: At<'_>) -> Result<Workload, Fault> {
     let fields = at.fields(KNOWN)?;
     let uid = fields.require_text("uid")?;
     let name = fields.require_text("name")?;
@@ -49,7 +53,7 @@ pub(super) fn read(at: At<'_>) -> Result<Workload, Error> {
     };
     let trust_domain: TrustDomain = trust_domain.parse().map_err(|e| match fields.get("trustDomain") {
         Some(at) => at.error(e),
-        None => Error::invalid("the default trust domain").with_source(e),
+        None => fields.error(e),
     })?;
     let service_account = match fields.text("serviceAccount")? {
         "" => "default",
@@ -57,7 +61,7 @@ pub(super) fn read(at: At<'_>) -> Result<Workload, Error> {
     };
     let identity = SpiffeId::new(trust_domain, namespace, service_account).map_err(|e| {
         let text = format!("{namespace:?} and service account {service_account:?} make no SPIFFE ID: {e}");
-        fields.get("namespace").map_or_else(|| Error::invalid(text.clone()), |at| at.error(&text))
+        fields.get("namespace").map_or_else(|| fields.error(&text), |at| at.error(&text))
     })?;
 
     let mut workload = Workload::new(uid, name, identity);
@@ -85,11 +89,9 @@ pub(super) fn read(at: At<'_>) -> Result<Workload, Error> {
     workload.cluster = arc(fields.text("clusterId")?);
     if let Some(locality) = fields.get("locality") {
         let locality = locality.fields(&["region", "zone", "subzone"])?;
-        workload.locality = Locality {
-            region: arc(locality.text("region")?),
-            zone: arc(locality.text("zone")?),
-            subzone: arc(locality.text("subzone")?),
-        };
+        workload.locality = Locality::new(locality.text("region")?)
+            .with_zone(locality.text("zone")?)
+            .with_subzone(locality.text("subzone")?);
     }
     if let Some(services) = fields.get("services") {
         for (key, at) in services.entries()? {
@@ -124,11 +126,16 @@ pub(super) fn read(at: At<'_>) -> Result<Workload, Error> {
     workload.workload_name = arc(fields.text("workloadName")?);
     if let Some(tunnel) = fields.get("applicationTunnel") {
         let tunnel = tunnel.fields(&["protocol", "port"])?;
-        if let Some(at) = tunnel.get("protocol")
-            && at.one_of(&[("NONE", false), ("PROXY", true)])?
-        {
-            return Err(at.error("PROXY is not supported: the application would not get the header that it waits for"));
-        }
+        let protocol = tunnel.get("protocol").map_or(Ok(ApplicationProtocol::None), |at| {
+            at.one_of(&[("NONE", ApplicationProtocol::None), ("PROXY", ApplicationProtocol::Proxy)])
+        })?;
+        let port = tunnel.get("port").map_or(Ok(0), |at| port(&at))?;
+        workload.application_tunnel = Some(ApplicationTunnel::new(protocol, port));
     }
     Ok(workload)
+}
+
+/// The uid of a workload, even if the rest can't be read.
+pub(super) fn uid(at: &At<'_>) -> Option<Arc<str>> {
+    at.clone().any_fields().ok()?.require_text("uid").ok().map(arc)
 }
