@@ -11,6 +11,7 @@ mod file;
 mod lists;
 mod map;
 mod resource;
+mod scope;
 mod service;
 mod snapshot;
 mod store;
@@ -28,6 +29,9 @@ pub(crate) use self::baggage::BaggageCache;
 pub use self::file::{LeftOut, MeshFile};
 pub use self::lists::{Endpoint, Endpoints, EndpointsIter};
 pub use self::resource::{RejectReason, Rejected, Resource, ResourceName};
+pub use self::scope::{
+    LabelOperator, LabelRequirement, LabelSelector, LabelSelectorError, Labels, ServiceScopeConfig, ServiceScopeConfigs,
+};
 pub use self::service::{HealthPolicy, LoadBalancing, LoadBalancingMode, LoadBalancingScope, Service, ServiceScope};
 pub use self::snapshot::Snapshot;
 pub use self::store::{Applied, Batch, Store};
