@@ -323,7 +323,9 @@ mod tests {
                     map.update(&k, |v| *v = v.wrapping_add(*value));
                     let v = model.entry(k).or_default();
                     *v = v.wrapping_add(*value);
-                    model.retain(|_, v| *v != 0);
+                    if *v == 0 {
+                        model.remove(&k);
+                    }
                 }
                 _ => before.push((map.clone(), model.clone())),
             }

@@ -38,7 +38,7 @@ use crate::policy::Policy;
 ///
 /// - An entry with a field that is in no table or a value that is not valid, and one whose name or address an entry before
 ///   it has. Where the file is read again, the version that was there before stays.
-/// - Of a service, a subject alternative name that is no identity of a workload. The service stays, and accepts one less.
+/// - Of a service, a subject alternative name that is no SPIFFE ID. The service stays, and accepts one less.
 /// - A policy that can't be read must not let anybody in whom it would turn away. The version that was there before stays; if
 ///   there is none, a [stand-in](crate::policy::Policy::unreadable) denies whoever it may be about.
 ///

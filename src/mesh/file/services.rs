@@ -27,8 +27,8 @@ pub(super) const KNOWN: &[&str] = &[
     "extensions",
 ];
 
-/// Reads a service. What is no identity among its subject alternative names goes to `odd_names` and is left out: that
-/// lets in nobody who would not be let in anyway.
+/// Reads a service. A subject alternative name that is no SPIFFE ID goes to `odd_names` and is left out: one less is
+/// accepted. The IDs may be of any form, as each is listed by itself.
 pub(super) fn read(at: At<'_>, odd_names: &mut Vec<Fault>) -> Result<Service, Fault> {
     let fields = at.fields(KNOWN)?;
     let name = fields.require_text("name")?;
@@ -41,7 +41,7 @@ pub(super) fn read(at: At<'_>, odd_names: &mut Vec<Fault>) -> Result<Service, Fa
     }
     let mut names = Vec::new();
     for at in fields.list("subjectAltNames")? {
-        match at.text()?.parse::<SpiffeId>() {
+        match SpiffeId::from_any_path(at.text()?) {
             Ok(name) => names.push(name),
             Err(error) => odd_names.push(at.error(error)),
         }
