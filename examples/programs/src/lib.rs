@@ -2,6 +2,7 @@
 
 #[cfg(feature = "jemalloc")]
 mod memory;
+pub mod watch;
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -20,7 +21,7 @@ use hbone::connector::MeshWatch;
 use hbone::drain::{Drain, Watch};
 use hbone::mesh::Snapshot;
 use hbone::proxy::{Workers, tcp};
-use hbone::tls::Credentials;
+use hbone::tls::{CredentialSource, Credentials, ReloadingCredentials};
 use hbone::{TrustDomain, TrustDomains};
 use http_body_util::Full;
 use hyper::service::service_fn;
@@ -29,6 +30,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
+
+use crate::watch::{Files, Follower, Reload};
 
 /// As ztunnel: a proxy is to leave the machine to the applications.
 const MOST_THREADS: NonZeroUsize = NonZeroUsize::new(2).expect("more than none");
@@ -108,26 +111,32 @@ pub struct Loaded {
     pub snapshot: Snapshot,
     /// The same, for those who follow it.
     pub mesh: MeshWatch,
-    /// Certificate, key and roots.
+    /// Certificate, key and roots as the files had them first.
     pub credentials: Credentials,
+    /// The same, for those who follow them.
+    pub source: Arc<ReloadingCredentials>,
     /// Whose certificates are let in.
     pub trusted: TrustDomains,
+    /// To have the files read again, which is done by itself when they change.
+    pub reload: Reload,
 }
 
 impl Common {
-    /// Reads and checks the files.
+    /// Reads and checks the files, and follows them from then on. Must be called on a tokio runtime.
     ///
     /// # Errors
     ///
     /// What is wrong with which file.
-    pub fn load(&self) -> hbone::Result<Loaded> {
-        let snapshot = Snapshot::load(&self.mesh)?;
-        let credentials = Credentials::from_pem_files(&self.cert, &self.key, &self.ca)?;
+    pub fn load(&self) -> Result<Loaded, Box<dyn Error>> {
+        let (mesh, cert, key, ca) = (self.mesh.clone(), self.cert.clone(), self.key.clone(), self.ca.clone());
+        let follower = Follower::open(Files { mesh, cert, key, ca })?;
+        let (mesh, source, reload) = (follower.mesh(), follower.credentials().clone(), follower.reload());
+        tokio::spawn(follower.run());
+        let snapshot = mesh.borrow().clone();
+        let credentials = source.credentials()?;
         let own = credentials.identity().trust_domain().clone();
         let trusted = TrustDomains::new(own).with_aliases(self.aliases.iter().cloned());
-        // A file does not change, and the last value outlives its sender.
-        let mesh = tokio::sync::watch::channel(snapshot.clone()).1;
-        Ok(Loaded { snapshot, mesh, credentials, trusted })
+        Ok(Loaded { snapshot, mesh, credentials, source: Arc::new(source), trusted, reload })
     }
 
     /// The threads that everything but this one's work is done on.

@@ -8,6 +8,7 @@ mod bad_starts;
 mod faults;
 mod mesh;
 mod process;
+mod watching;
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;

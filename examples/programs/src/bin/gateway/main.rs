@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), Box<dyn Error>> {
-    let Loaded { snapshot, mesh, credentials, trusted } = args.common.load()?;
+    let Loaded { snapshot, mesh, source, trusted, .. } = args.common.load()?;
     let network = Network::new(args.network.as_str());
     if !snapshot.workloads().any(|workload| workload.network == network) {
         return Err(format!("the mesh has no workload in network {:?}", args.network).into());
@@ -50,7 +50,7 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let (dialer, balance) = (Arc::new(tcp::TcpDialer::new()), Arc::new(LeastRequests::new()));
     let workers = args.common.workers()?;
     let config = Arc::new(Config::new().with_scheduler(workers.scheduler()));
-    let gateway = Gateway::new(mesh, network, Arc::new(credentials), trusted, dialer, balance, config);
+    let gateway = Gateway::new(mesh, network, source, trusted, dialer, balance, config);
     let gateway = gateway.with_outliers(args.health.outliers());
     let gateway = set(gateway, args.attempts.map(usize::from), Gateway::with_attempts);
     let gateway = set(gateway, args.attempt_timeout, Gateway::with_attempt_timeout);

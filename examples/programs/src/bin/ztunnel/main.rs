@@ -102,7 +102,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), Box<dyn Error>> {
-    let Loaded { snapshot, mesh, credentials, trusted } = args.common.load()?;
+    let Loaded { snapshot, mesh, credentials, source, trusted, .. } = args.common.load()?;
     let (namespace, name) = &args.workload;
     let Some(own) = snapshot.workload_named(namespace, name) else {
         return Err(format!("the mesh has no workload {namespace}/{name}").into());
@@ -127,19 +127,11 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
         dialer = dialer.with_mark(mark);
     }
     let dialer = Arc::new(dialer);
-    let inbound = Inbound::new(
-        mesh.clone(),
-        namespace,
-        name,
-        Arc::new(credentials.clone()),
-        trusted,
-        dialer.clone(),
-        config.clone(),
-    );
+    let inbound = Inbound::new(mesh.clone(), namespace, name, source.clone(), trusted, dialer.clone(), config.clone());
     let pools =
         workers.set().handles().map(|_| Pool::new(dialer.clone(), config.clone(), args.pool())).collect::<Vec<_>>();
-    let (own, balance) = (Arc::new(credentials), Arc::new(WeightedRandom::new()));
-    let connector = Connector::new(mesh, namespace, name, &pools[0], own, balance, args.connector())?;
+    let balance = Arc::new(WeightedRandom::new());
+    let connector = Connector::new(mesh, namespace, name, &pools[0], source, balance, args.connector())?;
     let ways = pools.iter().map(|pool| Ok(Outbound::new(connector.with_pool(pool)?)));
     let ways = ways.collect::<hbone::Result<Arc<[_]>>>()?;
 
