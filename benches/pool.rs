@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::balance::{LeastRequests, WeightedRandom};
+use hbone::balance::WeightedRandom;
 use hbone::connector::{Connector, ConnectorConfig};
 use hbone::drain::{self, Watch};
 use hbone::io::{BoxStream, Dial};
@@ -23,7 +23,9 @@ use hbone::metadata::Metadata;
 use hbone::pool::{Pool, PoolConfig, Source};
 use hbone::proxy::tcp::{self, TcpDialer};
 use hbone::proxy::{Gateway, Inbound};
+use hbone::server::ConnectionServer;
 use hbone::testing::{Ca, Network};
+use hbone::tls::Acceptor;
 use hbone::{Authority, Config, DirectHop, Path, SpiffeId, TrustDomains, TunnelledHop};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
@@ -96,6 +98,7 @@ impl World {
         let (ca, config) = (Ca::new(), Arc::new(Config::new()));
         let dialer = net.dialer();
         let trusted = TrustDomains::new("cluster.local".parse().expect("a trust domain"));
+        let acceptor = |credentials| Acceptor::new(credentials, trusted.clone(), config.clone());
         let (drain, watch) = drain::channel();
         let (east, west) = (snapshot(MESH), snapshot(WEST));
         for (mesh, pods) in [(&east, ["n1", "n2", "n3"]), (&west, ["f1", "f2", "f3"])] {
@@ -103,7 +106,8 @@ impl World {
                 let ip = mesh.borrow().workload_named("shop", pod).expect("a pod").addresses[0];
                 let credentials = Arc::new(ca.issue(&id("server")));
                 let dialer = dialer.clone();
-                let pod = Inbound::new(mesh.clone(), "shop", pod, credentials, trusted.clone(), dialer, config.clone());
+                let server = ConnectionServer::new(acceptor(credentials), config.clone());
+                let pod = Inbound::new(server, mesh.clone(), "shop", pod).with_dialer(dialer);
                 net.serve((ip, 15008).into(), watch.clone(), move |stream: BoxStream, watch| {
                     let pod = pod.clone();
                     async move { drop(pod.serve(stream, None, &watch).await) }
@@ -111,15 +115,8 @@ impl World {
                 net.application(ip);
             }
         }
-        let gateway = Gateway::new(
-            west,
-            MeshNetwork::new("west"),
-            Arc::new(ca.issue(&id("gateway"))),
-            trusted,
-            dialer.clone(),
-            Arc::new(LeastRequests::new()),
-            config.clone(),
-        );
+        let server = ConnectionServer::new(acceptor(Arc::new(ca.issue(&id("gateway")))), config.clone());
+        let gateway = Gateway::new(server, west, MeshNetwork::new("west")).with_dialer(dialer.clone());
         net.serve(GATEWAY.parse().expect("an address"), watch, move |stream: BoxStream, watch| {
             let gateway = gateway.clone();
             async move { drop(gateway.serve(stream, None, &watch).await) }

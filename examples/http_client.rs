@@ -9,6 +9,7 @@ use hbone::balance::LeastRequests;
 use hbone::connector::{Connector, ConnectorConfig};
 use hbone::mesh::Snapshot;
 use hbone::pool::{Pool, PoolConfig};
+use hbone::server::ConnectionServer;
 use hbone::service::{self, Listener, Peer};
 use hbone::testing::{Ca, Network};
 use hbone::tls::Acceptor;
@@ -41,7 +42,8 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     // The workload `cart`, on a network in memory.
     let trusted = TrustDomains::new("cluster.local".parse()?);
     let acceptor = Acceptor::new(Arc::new(ca.issue(&id("cart")?)), trusted, config.clone());
-    let listener = Listener::new(network.listen("10.0.0.2:15008".parse()?), acceptor, config.clone());
+    let server = ConnectionServer::new(acceptor, config.clone());
+    let listener = Listener::new(network.listen("10.0.0.2:15008".parse()?), server);
     let hello = async |Extension(peer): Extension<Peer>| format!("hello {}", peer.identity());
     let app = Router::new().route("/", get(hello));
     tokio::spawn(service::serve(listener, app, watch));

@@ -8,6 +8,7 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use hbone::metadata::Metadata;
 use hbone::proxy::tcp;
+use hbone::server::ConnectionServer;
 use hbone::service::{self, Listener, Peer};
 use hbone::testing::Ca;
 use hbone::tls::{Acceptor, Connector};
@@ -30,7 +31,8 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let socket = tcp::listen(([127, 0, 0, 1], 0).into())?;
     let address = socket.local_addr()?;
     let own = authority.clone();
-    let listener = Listener::new(socket, acceptor, config.clone()).with_decision(move |incoming| {
+    let server = ConnectionServer::new(acceptor, config.clone());
+    let listener = Listener::new(socket, server).with_decision(move |incoming| {
         if *incoming.authority() == own { Ok(()) } else { Err(Refusal::new(RefusalReason::DestinationProhibited)) }
     });
     let hello = async |Extension(peer): Extension<Peer>| format!("hello {}", peer.identity());

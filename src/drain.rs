@@ -32,6 +32,7 @@ enum Stage {
 pub struct Drain {
     stage: watch::Sender<Stage>,
     watches: Weak<()>,
+    force_timeout: Duration,
 }
 
 /// Waits for a drain, and holds it open until dropped: keep one in each task that has something to finish.
@@ -50,29 +51,46 @@ pub struct Report {
     pub completed: bool,
     /// How many were left when it was.
     pub forced: usize,
+    /// How many were still left after the [force timeout](Drain::with_force_timeout): whoever holds them does not listen.
+    pub left: usize,
 }
 
 /// A drain and its first watch.
 pub fn channel() -> (Drain, Watch) {
     let (sender, receiver) = watch::channel(Stage::Running);
     let alive = Arc::new(());
-    (Drain { stage: sender, watches: Arc::downgrade(&alive) }, Watch { stage: receiver, _alive: Some(alive) })
+    let drain = Drain { stage: sender, watches: Arc::downgrade(&alive), force_timeout: Duration::from_secs(5) };
+    (drain, Watch { stage: receiver, _alive: Some(alive) })
 }
 
 impl Drain {
-    /// Asks all watches to finish, waits up to `grace`, then tells those that are left to stop at once and waits for them.
+    /// How long those that are told to stop at once may take. Default 5 s. Raising it lets a process that is about to exit wait
+    /// longer for a task that is stuck.
+    pub fn with_force_timeout(mut self, timeout: Duration) -> Self {
+        self.force_timeout = timeout;
+        self
+    }
+
+    /// How long those that are told to stop at once may take.
+    pub fn force_timeout(&self) -> Duration {
+        self.force_timeout
+    }
+
+    /// Asks all watches to finish and waits up to `grace`. Then it tells those that are left to stop at once, and waits for them
+    /// up to the [force timeout](Self::with_force_timeout).
     ///
     /// Not cancel safe: when cancelled, the stages reached stay reached and no further one follows.
     pub async fn drain(self, grace: Duration) -> Report {
         self.stage.send_replace(Stage::Graceful);
         if timeout(grace, self.stage.closed()).await.is_ok() {
-            return Report { completed: true, forced: 0 };
+            return Report { completed: true, forced: 0, left: 0 };
         }
         let forced = self.watches.strong_count();
         self.stage.send_replace(Stage::Forced);
-        self.stage.closed().await;
+        let ended = timeout(self.force_timeout, self.stage.closed()).await;
+        let left = if ended.is_ok() { 0 } else { self.watches.strong_count() };
         // Those that only wait for others may still have been about to end.
-        Report { completed: forced == 0, forced }
+        Report { completed: forced == 0, forced, left }
     }
 }
 
@@ -87,9 +105,8 @@ impl Watch {
         self.reached(Stage::Forced).await;
     }
 
-    /// A watch that holds the drain open and is not counted in a [`Report`]: for who only waits for others that are, or whose
-    /// connection is counted by who has accepted it.
-    #[cfg(any(feature = "proxy", feature = "tower"))]
+    /// A watch that holds the drain open and is not counted in a [`Report`]: for a task that only waits for others that are, or
+    /// whose connection is counted by the one that accepted it.
     pub(crate) fn uncounted(&self) -> Self {
         Self { stage: self.stage.clone(), _alive: None }
     }
@@ -127,9 +144,18 @@ mod tests {
         let obedient = tokio::spawn(async move { other.graceful().await });
         let stubborn = tokio::spawn(async move { watch.forced().await });
         let report = drain.drain(Duration::from_secs(5)).await;
-        assert_eq!(report, Report { completed: false, forced: 1 });
+        assert_eq!(report, Report { completed: false, forced: 1, left: 0 });
         obedient.await.unwrap();
         stubborn.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_nobody_drops_holds_a_drain_for_the_force_timeout_at_most() {
+        let (drain, _watch) = channel();
+        let start = tokio::time::Instant::now();
+        let report = drain.with_force_timeout(Duration::from_secs(2)).drain(Duration::from_secs(5)).await;
+        assert_eq!(report, Report { completed: false, forced: 1, left: 1 });
+        assert_eq!(start.elapsed(), Duration::from_secs(7));
     }
 
     #[tokio::test(start_paused = true)]

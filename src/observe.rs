@@ -414,7 +414,6 @@ pub enum Limit {
 
 /// Tells `observer` if there is one. The event is not even made if there is none.
 #[inline]
-#[allow(dead_code, reason = "called where things happen, from the next steps on")]
 pub(crate) fn notify<'a>(observer: Option<&Arc<dyn Observer>>, event: impl FnOnce() -> Event<'a>) {
     if let Some(observer) = observer {
         observer.event(&event());
@@ -423,7 +422,6 @@ pub(crate) fn notify<'a>(observer: Option<&Arc<dyn Observer>>, event: impl FnOnc
 
 impl ConnectionId {
     /// A new one.
-    #[allow(dead_code, reason = "called where things happen, from the next steps on")]
     pub(crate) fn random() -> Self {
         Self(fastrand::u64(..))
     }
@@ -431,7 +429,7 @@ impl ConnectionId {
 
 impl RequestId {
     /// A new one.
-    #[allow(dead_code, reason = "called where things happen, from the next steps on")]
+    #[allow(dead_code, reason = "for those who choose endpoints")]
     pub(crate) fn random() -> Self {
         Self(fastrand::u64(..))
     }

@@ -13,10 +13,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::authority::Authority;
 use crate::config::Config;
-use crate::conn::{EarlyDataCell, Maintenance, Permits, Shared, SharedPermit, Traffic, Transport, client_builder};
+use crate::conn::{
+    Description, EarlyDataCell, Maintenance, OpenTunnel, Permits, Shared, SharedPermit, Traffic, Transport, client_builder,
+};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::metadata::{FORWARDED, Metadata, TRACEPARENT};
+use crate::observe::ConnectionRole;
 use crate::tunnel::{Opening, TunnelStream};
 
 pub use driver::Driver;
@@ -112,7 +115,9 @@ impl Builder {
     {
         const DOING: &str = "sending the HTTP/2 preface";
         let Self { config, peer, hop } = self;
-        let shared = Shared::new(&config, peer, Some(hop));
+        let mut about = Description::new(ConnectionRole::Client);
+        (about.hop, about.peer_identity) = (Some(hop), peer);
+        let shared = Shared::new(&config, about);
         let transport = Transport::new(io, shared.clone(), config.linger_timeout, Side::Local);
         let batch = transport.write_batch();
         let starting = client_builder(&config).handshake(transport);
@@ -199,8 +204,9 @@ impl Client {
             .clone()
             .send_request(request, false)
             .map_err(|e| self.shared.explain(e, Layer::Connect, OPENING))?;
+        let tunnel = OpenTunnel::asked(self.shared.clone(), authority.clone(), send.stream_id().into());
         let opening = Box::new(Opening::new(response, deadline, authority.clone()));
-        Ok(TunnelStream::opening(opening, send, self.shared.clone(), permit, authority.clone()))
+        Ok(TunnelStream::opening(opening, send, self.shared.clone(), permit, tunnel))
     }
 
     /// How many tunnels there are and may be.

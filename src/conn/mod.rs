@@ -1,18 +1,22 @@
 //! What the client's and the server's end of one HTTP/2 connection have in common.
 
+mod description;
 mod early;
 mod flow;
 mod goaway;
 mod keepalive;
 mod linger;
+mod open_tunnel;
 mod permit;
 mod settings;
 mod transport;
 mod window;
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -20,7 +24,9 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::io::{Scheduler, Turns};
+use crate::observe::{Connection, ConnectionId, ConnectionRole, Observer};
 
+pub(crate) use description::Description;
 pub(crate) use early::{EarlyData, EarlyDataCell};
 pub(crate) use flow::{Flow, Meter};
 #[cfg(any(fuzzing, test))]
@@ -28,6 +34,7 @@ pub(crate) use goaway::GoAwayScanner;
 use keepalive::{Keepalive, Pinger};
 pub(crate) use linger::LingeringTunnel;
 use linger::{LingerQueue, Lingering};
+pub(crate) use open_tunnel::{OpenTunnel, OpenTunnels, tell_unopened};
 pub(crate) use permit::{Permit, Permits, SharedPermit};
 pub(crate) use settings::{client_builder, server_builder};
 pub(crate) use transport::{Transport, WriteBatch};
@@ -38,8 +45,8 @@ const DRIVING: &str = "driving the connection";
 /// What the tunnels of a connection and its driver know of each other.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    peer: Option<SpiffeId>,
-    hop: Option<usize>,
+    about: Description,
+    since: Instant,
     scheduler: Scheduler,
     /// Counts reads that brought something: any byte is a sign of life.
     reads: AtomicU64,
@@ -52,13 +59,14 @@ pub(crate) struct Shared {
     early_data: EarlyDataCell,
     flow: Flow,
     linger: LingerQueue,
+    tunnels: OpenTunnels,
 }
 
 impl Shared {
-    pub(crate) fn new(config: &Config, peer: Option<SpiffeId>, hop: Option<usize>) -> Arc<Self> {
+    pub(crate) fn new(config: &Config, about: Description) -> Arc<Self> {
         Arc::new(Self {
-            peer,
-            hop,
+            about,
+            since: Instant::now(),
             scheduler: config.scheduler.clone(),
             reads: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -68,11 +76,42 @@ impl Shared {
             early_data: EarlyDataCell::default(),
             flow: Flow::default(),
             linger: LingerQueue::default(),
+            tunnels: OpenTunnels::default(),
         })
     }
 
+    pub(crate) fn id(&self) -> ConnectionId {
+        self.about.id
+    }
+
+    pub(crate) fn role(&self) -> ConnectionRole {
+        self.about.role
+    }
+
     pub(crate) fn peer(&self) -> Option<&SpiffeId> {
-        self.peer.as_ref()
+        self.about.peer_identity.as_ref()
+    }
+
+    /// The address of the peer's end of the byte stream.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.about.address
+    }
+
+    pub(crate) fn connection(&self) -> Connection<'_> {
+        self.about.connection()
+    }
+
+    pub(crate) fn observer(&self) -> Option<&Arc<dyn Observer>> {
+        self.about.observer.as_ref()
+    }
+
+    /// Since HTTP/2 was started.
+    pub(crate) fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    pub(crate) fn tunnels(&self) -> &OpenTunnels {
+        &self.tunnels
     }
 
     /// For a task that moves bytes of this connection.
@@ -100,11 +139,11 @@ impl Shared {
 
     /// Fills in who and where.
     pub(crate) fn describe(&self, error: Error) -> Error {
-        let error = match &self.peer {
+        let error = match self.peer() {
             Some(peer) => error.with_peer(peer),
             None => error,
         };
-        match self.hop {
+        match self.about.hop {
             Some(hop) if error.hop().is_none() => error.with_hop(hop),
             _ => error,
         }

@@ -6,27 +6,25 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::serve::{serve, unreachable};
+use super::reset_on_drop::ResetOnDrop;
 use super::splice::splice;
-use super::token::{Known, Tokens};
-use super::unfinished::Unfinished;
+use super::tcp::TcpDialer;
+use super::token::{KnownBackends, Tokens};
+use super::unreachable::unreachable;
 use crate::authority::Authority;
-use crate::balance::Balance;
 use crate::balance::health::{Attempt, HealthKey, OutlierConfig, Outliers};
-use crate::config::Config;
+use crate::balance::{Balance, LeastRequests};
 use crate::connector::MeshWatch;
 use crate::drain::Watch;
 use crate::error::Result;
-use crate::identity::TrustDomains;
 use crate::io::{Dial, Stream, dial};
 use crate::mesh::{Network, Workload};
 use crate::metadata::Metadata;
 use crate::refusal::Refusal;
 use crate::route::{self, Backend, Choice};
-use crate::server::Incoming;
-use crate::tls::{Acceptor, CredentialSource};
+use crate::server::{ConnectionServer, Incoming};
 
-/// An east-west gateway: takes tunnels that name a global service of its network, picks one of the service's pods, and
+/// An east-west gateway: accepts tunnels that name a global service of its network, picks one of the service's pods, and
 /// passes the bytes on to the pod's HBONE port.
 ///
 /// What is inside is TLS between the client and the pod. The gateway has no key for it and looks at none of it.
@@ -34,11 +32,10 @@ use crate::tls::{Acceptor, CredentialSource};
 /// # Which pod
 ///
 /// One that is in service, and that the client is not connected to already, as far as there are such; among these the
-/// balancer chooses. [`LeastRequests`](crate::balance::LeastRequests) is the one to use here: tunnels through a gateway are
-/// the shared connections of whole workloads, few and long, and it picks pods with fewer of them.
+/// balancer chooses.
 ///
-/// A pod that can't be dialled is followed by another one before the client hears of it, and one that fails several times in
-/// a row is left out for a while ([`with_outliers`](Self::with_outliers)). Only dialling counts: the gateway does not see
+/// A pod that can't be dialed is followed by another one before the client hears of it, and one that fails several times in
+/// a row is left out for a while ([`with_outliers`](Self::with_outliers)). Only dialing counts: the gateway does not see
 /// what becomes of a tunnel.
 ///
 /// Each 200 says by a [`BackendToken`](crate::metadata::BackendToken) which pod the tunnel leads to, and a client may name
@@ -49,12 +46,11 @@ pub struct Gateway(Arc<Inner>);
 
 #[derive(Clone, Debug)]
 struct Inner {
+    server: ConnectionServer,
     mesh: MeshWatch,
     network: Network,
-    acceptor: Acceptor,
     dialer: Arc<dyn Dial>,
     balance: Arc<dyn Balance>,
-    config: Arc<Config>,
     outliers: Arc<Mutex<Outliers<HealthKey>>>,
     tokens: Tokens,
     attempts: usize,
@@ -62,26 +58,15 @@ struct Inner {
 }
 
 impl Gateway {
-    /// A gateway of `network`, with its `credentials`, for peers of the `trusted` domains. Pods are picked by `balance` and
-    /// reached with `dialer`.
-    pub fn new(
-        mesh: MeshWatch,
-        network: Network,
-        credentials: Arc<dyn CredentialSource>,
-        trusted: TrustDomains,
-        dialer: Arc<dyn Dial>,
-        balance: Arc<dyn Balance>,
-        config: Arc<Config>,
-    ) -> Self {
-        let acceptor = Acceptor::new(credentials, trusted, config.clone());
+    /// A gateway of `network`, on the connections of `server`.
+    pub fn new(server: ConnectionServer, mesh: MeshWatch, network: Network) -> Self {
         let outliers = OutlierConfig::new().with_max_ejection_percent(100);
         Self(Arc::new(Inner {
+            server,
             mesh,
             network,
-            acceptor,
-            dialer,
-            balance,
-            config,
+            dialer: Arc::new(TcpDialer::new()),
+            balance: Arc::new(LeastRequests::new()),
             outliers: Arc::new(Mutex::new(Outliers::new(outliers))),
             tokens: Tokens::new(),
             attempts: 3,
@@ -89,15 +74,28 @@ impl Gateway {
         }))
     }
 
-    /// When a pod that can't be dialled is left out, and for how long. Default: that of [`OutlierConfig::new`] with a maximum
-    /// ejection percentage of 100, since a pod that can't be dialled takes no load, in use or not. What has been learned so
+    /// How pods are reached. Default: a [`TcpDialer`] without a mark.
+    pub fn with_dialer(mut self, dialer: Arc<dyn Dial>) -> Self {
+        Arc::make_mut(&mut self.0).dialer = dialer;
+        self
+    }
+
+    /// How a pod is picked. Default: [`LeastRequests`], which is the one to use here: tunnels through a gateway are the shared
+    /// connections of whole workloads, few and long, and it picks pods with fewer of them.
+    pub fn with_balance(mut self, balance: Arc<dyn Balance>) -> Self {
+        Arc::make_mut(&mut self.0).balance = balance;
+        self
+    }
+
+    /// When a pod that can't be dialed is left out, and for how long. Default: that of [`OutlierConfig::new`] with a maximum
+    /// ejection percentage of 100, since a pod that can't be dialed takes no load, in use or not. What has been learned so
     /// far is forgotten; clones made before keep theirs.
     pub fn with_outliers(mut self, config: OutlierConfig) -> Self {
         Arc::make_mut(&mut self.0).outliers = Arc::new(Mutex::new(Outliers::new(config)));
         self
     }
 
-    /// How many pods are dialled for one tunnel before it is refused. Default 3, at least 1. Raising it costs dials where
+    /// How many pods are dialed for one tunnel before it is refused. Default 3, at least 1. Raising it costs dials where
     /// many pods are dead at once. All of them together, with whatever else it takes to answer a CONNECT, have the
     /// [`connect_timeout`](Config::with_connect_timeout).
     pub fn with_attempts(mut self, attempts: usize) -> Self {
@@ -105,12 +103,27 @@ impl Gateway {
         self
     }
 
-    /// How long dialling a pod may take while there are others to dial. Default 2 s. The last one has the
+    /// How long dialing a pod may take while there are others to dial. Default 2 s. The last one has the
     /// [`dial_timeout`](Config::with_dial_timeout), which this is never longer than. Raising it gives slow pods more time;
     /// lowering it comes sooner to a pod that answers.
     pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
         Arc::make_mut(&mut self.0).attempt_timeout = timeout;
         self
+    }
+
+    /// How many pods are dialed for one tunnel.
+    pub fn attempts(&self) -> usize {
+        self.0.attempts
+    }
+
+    /// How long dialing a pod may take while there are others.
+    pub fn attempt_timeout(&self) -> Duration {
+        self.0.attempt_timeout
+    }
+
+    /// What its connections are served by. Its registry is that of this gateway and its clones.
+    pub fn server(&self) -> &ConnectionServer {
+        &self.0.server
     }
 
     /// Serves one connection until it ends or the drain does. `from` is its peer's address, for errors.
@@ -121,12 +134,11 @@ impl Gateway {
     ///
     /// Why the handshake or the connection failed. What becomes of single tunnels is logged at `debug`.
     pub async fn serve(&self, stream: impl Stream + 'static, from: Option<SocketAddr>, drain: &Watch) -> Result<()> {
-        let inner = self.0.clone();
-        let tunnel = move |incoming| {
-            let inner = inner.clone();
+        let tunnel = |incoming| {
+            let inner = self.0.clone();
             async move { inner.tunnel(incoming).await }
         };
-        serve(Box::new(stream), from, &self.0.acceptor, &self.0.config, drain, tunnel).await
+        self.0.server.serve(stream, from, drain, tunnel).await
     }
 }
 
@@ -139,7 +151,7 @@ impl Inner {
             // Boxed, so that its memory is free again while bytes flow, or don't.
             reached = Box::pin(self.reach(&target, &known)) => reached,
             () = incoming.cancelled() => {
-                tracing::debug!(peer, %target, "given up by the client");
+                tracing::debug!(peer, %target, "canceled by the client");
                 return;
             }
         };
@@ -168,21 +180,21 @@ impl Inner {
     }
 
     /// Connects to a pod, and to another one where that fails. Cancel safe: a dial that is cut short counts for nothing.
-    async fn reach(&self, target: &Authority, known: &Known<'_>) -> Result<(Unfinished, Backend), Refusal> {
-        let deadline = Instant::now() + self.config.connect_timeout;
+    async fn reach(&self, target: &Authority, known: &KnownBackends<'_>) -> Result<(ResetOnDrop, Backend), Refusal> {
+        let deadline = Instant::now() + self.server.config().connect_timeout;
         let mut tried = Vec::new();
         loop {
             let (backend, attempt) = self.choose(target, known, &tried)?;
             let is_last = backend.others == 0 || tried.len() + 1 >= self.attempts;
-            let dial_timeout = self.config.dial_timeout;
+            let dial_timeout = self.server.config().dial_timeout;
             let time = if is_last { dial_timeout } else { dial_timeout.min(self.attempt_timeout) };
             let time = time.min(deadline.saturating_duration_since(Instant::now()));
-            let dialled = dial(&*self.dialer, backend.address, time).await;
+            let dialed = dial(&*self.dialer, backend.address, time).await;
             let now = Instant::now();
-            let error = match dialled {
+            let error = match dialed {
                 Ok(pod) => {
                     self.outliers().success(attempt, now);
-                    return Ok((Unfinished::new(pod), backend));
+                    return Ok((ResetOnDrop::new(pod), backend));
                 }
                 Err(error) => error,
             };
@@ -198,7 +210,7 @@ impl Inner {
     fn choose(
         &self,
         target: &Authority,
-        known: &Known<'_>,
+        known: &KnownBackends<'_>,
         tried: &[HealthKey],
     ) -> Result<(Backend, Attempt<HealthKey>), Refusal> {
         let (mesh, now) = (self.mesh.borrow().clone(), Instant::now());

@@ -3,8 +3,8 @@
 use std::future::Future;
 use std::net::SocketAddr;
 
+use super::reset_on_drop::ResetOnDrop;
 use super::splice::splice;
-use super::unfinished::Unfinished;
 use crate::authority::Authority;
 use crate::balance::InFlight;
 use crate::connector::{Connected, Connector};
@@ -50,7 +50,7 @@ impl Outbound {
     where
         S: Stream + 'static,
     {
-        let stream = Unfinished::new(Box::new(stream));
+        let stream = ResetOnDrop::new(Box::new(stream));
         // Boxed, so that its memory is free again while bytes flow, or don't.
         let connecting = Box::pin(async move {
             let connected = self.connect(target, from).await?;
@@ -66,21 +66,21 @@ impl Outbound {
     ///
     /// Why the connection broke, on whichever side. The other side then sees it fail, not end.
     pub async fn carry(&self, connected: Connected, stream: impl Stream + 'static) -> Result<RelayStats> {
-        Carried::new(connected, Unfinished::new(Box::new(stream))).carry().await
+        Carried::new(connected, ResetOnDrop::new(Box::new(stream))).carry().await
     }
 }
 
 /// A connection that is being carried. Of the way there only what is still asked for: it would take as much room as the rest.
 pub(super) struct Carried {
     tunnel: TunnelStream,
-    stream: Unfinished,
+    stream: ResetOnDrop,
     target: Authority,
     identities: Vec<SpiffeId>,
     _in_flight: InFlight,
 }
 
 impl Carried {
-    pub(super) fn new(connected: Connected, stream: Unfinished) -> Box<Self> {
+    pub(super) fn new(connected: Connected, stream: ResetOnDrop) -> Box<Self> {
         let Connected { tunnel, route, identities } = connected;
         Box::new(Self { tunnel, stream, target: route.authority, identities, _in_flight: route.in_flight })
     }

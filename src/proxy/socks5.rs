@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::Outbound;
 use super::outbound::Carried;
-use super::unfinished::Unfinished;
+use super::reset_on_drop::ResetOnDrop;
 use crate::authority::Authority;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{RelayStats, Stream};
@@ -84,7 +84,7 @@ async fn open(
     match outbound.connect(&target, from).await {
         Ok(connected) => {
             answer(&mut stream, Reply::Succeeded).await;
-            Ok(Carried::new(connected, Unfinished::new(Box::new(stream))))
+            Ok(Carried::new(connected, ResetOnDrop::new(Box::new(stream))))
         }
         Err(error) => {
             answer(&mut stream, reply_for(&error)).await;

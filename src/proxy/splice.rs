@@ -1,6 +1,6 @@
 //! A tunnel and a byte stream, joined until both have ended.
 
-use super::unfinished::Unfinished;
+use super::reset_on_drop::ResetOnDrop;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{RelayEnd, RelayStats, relay_in_turns};
 use crate::tunnel::{ResetReason, TunnelStream};
@@ -8,7 +8,7 @@ use crate::tunnel::{ResetReason, TunnelStream};
 /// Joins them: `a_to_b` counts what left the tunnel. A failure of one ends the other as a failure too.
 ///
 /// Both are borrowed: a future keeps an argument of its own twice.
-pub(super) async fn splice(tunnel: &mut TunnelStream, stream: &mut Unfinished) -> Result<RelayStats> {
+pub(super) async fn splice(tunnel: &mut TunnelStream, stream: &mut ResetOnDrop) -> Result<RelayStats> {
     tunnel.forget_metadata();
     let turns = tunnel.turns();
     let error = match relay_in_turns(tunnel, stream, turns).await {
@@ -55,7 +55,7 @@ mod tests {
         let (mut application, stream) = duplex(1 << 16);
         application.write_all(b"question").await.unwrap();
         application.shutdown().await.unwrap();
-        let stats = splice(&mut tunnel, &mut Unfinished::new(Box::new(stream))).await.unwrap();
+        let stats = splice(&mut tunnel, &mut ResetOnDrop::new(Box::new(stream))).await.unwrap();
         assert_eq!((stats.a_to_b, stats.b_to_a), (6, 8));
         let frame = peer.await.unwrap();
         assert_eq!((&frame.payload[..], frame.flags), (&b"question"[..], raw::END_STREAM));

@@ -11,20 +11,17 @@ use futures_util::FutureExt;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::WorkerSet;
 use super::workers::Placement;
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{Accept, Accepted, BoxStream, Dial, Stream};
+use crate::server::{self, Accepting};
 
 /// As ztunnel: a peer that vanished is noticed even where nothing is sent. Its interval stays that of the system, 75 s.
 const KEEPALIVE: Duration = Duration::from_secs(180);
-/// After a failed accept, mostly for lack of file descriptors, some have to be closed before the next can succeed.
-const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
-/// When a drain's time is over, who listens for that says why it ends, which takes no longer.
-const LAST_TURN: Duration = Duration::from_millis(100);
 const BACKLOG: u32 = 1024;
 /// So much may wait in a socket to be sent. What comes later, of whichever tunnel of the connection, waits until it has left: without
 /// a limit the system takes up to 4 MiB, a third of a second at 100 Mb/s. A quarter of this costs nested bulk 8 % more CPU.
@@ -251,38 +248,27 @@ async fn accept(
     if INHERITED && let Err(error) = tune(&SockRef::from(&listener)) {
         tracing::warn!(%error, "setting the options of a listener");
     }
-    let mut tasks = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            // At once, not with the next connection: what is left of an ended task is as large as the task was.
-            Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
-            () = drain.graceful() => break,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                if !INHERITED && let Err(error) = tune(&SockRef::from(&stream)) {
-                    tracing::debug!(%peer, %error, "connection lost before it was served");
-                    continue;
-                }
-                serve(&mut tasks, stream, peer, drain.clone());
-            }
-            Err(error) => {
-                tracing::warn!(%error, "accepting a connection failed, going on");
-                sleep(ACCEPT_BACK_OFF).await;
-            }
+    let accepting = Accepting::new(Inheriting(listener)).with_drain(&drain);
+    server::accept_each(accepting, Some(drain), |tasks, stream, peer, drain| {
+        if let (Some(peer), Some(drain)) = (peer, drain) {
+            serve(tasks, stream, peer, drain);
         }
-    }
-    // Refuses what comes from now on, and does not count as something that has to finish.
-    let over = drain.uncounted();
-    drop((listener, drain));
-    let cut = async {
-        over.forced().await;
-        sleep(LAST_TURN).await;
-    };
-    tokio::select! {
-        () = async { while tasks.join_next().await.is_some() {} } => {}
-        () = cut => tasks.shutdown().await,
+    })
+    .await;
+}
+
+/// A listener whose options its connections have already, where they inherit them.
+struct Inheriting(TcpListener);
+
+impl Accept for Inheriting {
+    type Io = TcpStream;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<TcpStream>>> {
+        if !INHERITED {
+            return Accept::poll_accept(&mut self.0, cx);
+        }
+        let (stream, peer) = ready!(self.0.poll_accept(cx))?;
+        Poll::Ready(Some(Ok((stream, Some(peer)))))
     }
 }
 

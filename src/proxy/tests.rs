@@ -24,7 +24,9 @@ use crate::drain;
 use crate::identity::{SpiffeId, TrustDomains};
 use crate::mesh::{Network as MeshNetwork, Snapshot};
 use crate::pool::{Pool, PoolConfig};
+use crate::server::ConnectionServer;
 use crate::testing::{Ca, Network, NetworkListener};
+use crate::tls::Acceptor;
 
 /// Picks the first, and knows how much is in flight.
 #[derive(Clone, Debug, Default)]
@@ -89,17 +91,16 @@ impl World {
         let (east, settings) = (mesh("mesh-east.yaml"), ConnectorConfig::new());
         let connector = Connector::new(east, "default", "client", &pool, client, balance, settings).unwrap();
         let outbound = Outbound::new(connector);
-        let gateway = Gateway::new(
-            mesh("mesh-west.yaml"),
-            MeshNetwork::new("west"),
-            credentials("istio-gateways", "eastwest"),
-            trusted.clone(),
-            dialer(),
-            Arc::new(at_gateway.clone()),
-            config.clone(),
-        );
-        let server = credentials("default", "server");
-        let pod = Inbound::new(mesh("mesh-west.yaml"), "default", "b1", server, trusted, dialer(), config);
+        let server = |namespace, account| {
+            let acceptor = Acceptor::new(credentials(namespace, account), trusted.clone(), config.clone());
+            ConnectionServer::new(acceptor, config.clone())
+        };
+        let (west, network_name) = (mesh("mesh-west.yaml"), MeshNetwork::new("west"));
+        let gateway = Gateway::new(server("istio-gateways", "eastwest"), west, network_name)
+            .with_dialer(dialer())
+            .with_balance(Arc::new(at_gateway.clone()));
+        let pod =
+            Inbound::new(server("default", "server"), mesh("mesh-west.yaml"), "default", "b1").with_dialer(dialer());
 
         let (drain, watch) = drain::channel();
         let mut gateways = network.listen("10.77.0.2:15008".parse().unwrap());

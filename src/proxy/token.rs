@@ -1,18 +1,18 @@
-//! What a gateway calls its pods.
+//! The names that a gateway gives to its pods.
 
 use std::hash::{BuildHasher, RandomState};
 
 use crate::mesh::Workload;
 use crate::metadata::{BackendToken, Metadata};
 
-/// Calls pods by salted hashes of their uids: nobody learns from them who or how many there are, and a client can't tell the
-/// gateway of a pod that it was not told of.
+/// Names pods by salted hashes of their uids: nobody learns from these which or how many pods there are, and a client can't name a
+/// pod that the gateway has not led it to.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tokens(RandomState);
 
-/// The pods that a client is connected to.
+/// The pods that a client says it is connected to.
 #[derive(Debug)]
-pub(super) struct Known<'a> {
+pub(super) struct KnownBackends<'a> {
     tokens: &'a Tokens,
     hashes: Vec<u64>,
 }
@@ -23,17 +23,17 @@ impl Tokens {
         Self::default()
     }
 
-    /// What the pod is called.
+    /// The token of a pod.
     pub(super) fn of(&self, pod: &Workload) -> BackendToken {
         self.hash(pod).into()
     }
 
-    /// The pods that the client has named. What other gateways call theirs names none of these.
-    pub(super) fn known(&self, metadata: &Metadata) -> Known<'_> {
+    /// The pods that the client has named. Tokens of other gateways name none of these.
+    pub(super) fn known(&self, metadata: &Metadata) -> KnownBackends<'_> {
         let read = |token: &BackendToken| u64::from_str_radix(token.as_str(), 16).ok();
         let mut hashes: Vec<u64> = metadata.known_backends().iter().filter_map(read).collect();
         hashes.sort_unstable();
-        Known { tokens: self, hashes }
+        KnownBackends { tokens: self, hashes }
     }
 
     fn hash(&self, pod: &Workload) -> u64 {
@@ -41,7 +41,7 @@ impl Tokens {
     }
 }
 
-impl Known<'_> {
+impl KnownBackends<'_> {
     pub(super) fn contains(&self, pod: &Workload) -> bool {
         !self.hashes.is_empty() && self.hashes.binary_search(&self.tokens.hash(pod)).is_ok()
     }

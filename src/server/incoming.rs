@@ -2,17 +2,20 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
+use tokio::time::Instant;
 
 use crate::authority::Authority;
-use crate::conn::{LingeringTunnel, Shared};
+use crate::conn::{LingeringTunnel, OpenTunnel, Shared, tell_unopened};
 use crate::error::{Layer, Result};
 use crate::identity::SpiffeId;
 use crate::metadata::{Metadata, PROXY_STATUS, Received, proxy_status};
+use crate::observe::{Event, Limit, LimitReached, TunnelId, notify};
 use crate::refusal::Refusal;
 use crate::tunnel::{ResetReason, TunnelStream};
 
@@ -24,6 +27,8 @@ pub struct Incoming {
     authority: Authority,
     metadata: Box<Received>,
     shared: Arc<Shared>,
+    since: Instant,
+    stream: u32,
     /// `None` once answered.
     parts: Option<(h2::RecvStream, h2::server::SendResponse<Bytes>)>,
 }
@@ -36,7 +41,8 @@ impl Incoming {
         respond: h2::server::SendResponse<Bytes>,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { authority, metadata: Box::new(Received::new(headers)), shared, parts: Some((recv, respond)) }
+        let (metadata, stream) = (Box::new(Received::new(headers)), respond.stream_id().into());
+        Self { authority, metadata, shared, since: Instant::now(), stream, parts: Some((recv, respond)) }
     }
 
     /// Where the tunnel is to lead.
@@ -52,6 +58,16 @@ impl Incoming {
     /// Who the peer has proved to be. `None` where the connection runs over a byte stream that knows of none.
     pub fn peer_identity(&self) -> Option<&SpiffeId> {
         self.shared.peer()
+    }
+
+    /// The address that the connection came from, where its byte stream has one. It may be that of a gateway on the way.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        self.shared.address()
+    }
+
+    /// What events and the registry of connections call the tunnel.
+    pub fn id(&self) -> TunnelId {
+        TunnelId { connection: self.shared.id(), stream: self.stream }
     }
 
     /// Waits until the peer has given the request up, or the connection is gone: there is nobody left to answer. Cancel safe.
@@ -75,17 +91,28 @@ impl Incoming {
         };
         let mut response = Response::new(());
         metadata.write_to(response.headers_mut());
-        let send = respond
-            .send_response(response, false)
-            .map_err(|e| self.shared.explain(e, Layer::Connect, "accepting a tunnel"))?;
-        let authority = self.authority.clone();
+        let send = respond.send_response(response, false).map_err(|e| {
+            tell_unopened(&self.shared, &self.authority, self.stream, None, self.since);
+            self.shared.explain(e, Layer::Connect, "accepting a tunnel")
+        })?;
         let metadata = std::mem::take(&mut self.metadata);
-        Ok(TunnelStream::new(recv, send, self.shared.clone(), None, authority, metadata))
+        let tunnel = OpenTunnel::answered(self.shared.clone(), self.authority.clone(), self.stream, respond);
+        tunnel.tell_opened(|| metadata.get(), self.since.elapsed());
+        Ok(TunnelStream::answered(recv, send, self.shared.clone(), tunnel, metadata))
+    }
+
+    /// Tells the observer that too many tunnels wait.
+    pub(super) fn tell_backlog(&self, backlog: usize) {
+        notify(self.shared.observer(), || {
+            let connection = Some(self.shared.connection());
+            Event::LimitReached(LimitReached { limit: Limit::Backlog, value: backlog as u64, connection })
+        });
     }
 
     /// Turns it down with a status and a reason that a program can read (`proxy-status`, RFC 9209).
     pub fn reject(mut self, refusal: &Refusal) {
         if let Some((recv, respond)) = self.parts.take() {
+            tell_unopened(&self.shared, &self.authority, self.stream, Some(refusal), self.since);
             refuse(recv, respond, &self.shared, refusal);
         }
     }
@@ -115,6 +142,7 @@ impl Drop for Incoming {
     fn drop(&mut self) {
         if let Some((_, respond)) = &mut self.parts {
             respond.send_reset(ResetReason::Refused.code());
+            tell_unopened(&self.shared, &self.authority, self.stream, None, self.since);
         }
     }
 }

@@ -1,6 +1,47 @@
-//! The server's end of a connection: [`handshake`], then [`Server::accept`] for each tunnel.
+//! Servers, from one byte stream to many connections.
+//!
+//! * [`handshake`] and [`Server`]: HTTP/2 on a byte stream of any kind, polled by the caller. Nothing is spawned.
+//! * [`ConnectionServer`]: a whole connection, with TLS, a task for each tunnel, and a drain. For those who accept byte streams
+//!   themselves.
+//! * [`Listener`]: an accept loop around it, which hands out tunnels or has each served.
+//!
+//! The latter two keep a registry of their live [`Connections`], and tell an [`Observer`] what happens.
+//!
+//! # Dial first, then answer
+//!
+//! A 200 promises that the far side is there, so a tunnel is handed out as [`Incoming`], before its answer:
+//!
+//! ```
+//! use hbone::io::{Accept, BytesAdapter, Dial, relay};
+//! use hbone::metadata::Metadata;
+//! use hbone::server::{ConnectionServer, Listener};
+//! use hbone::{Authority, Refusal, RefusalReason, drain};
+//!
+//! /// Leads tunnels to addresses, until the drain has ended.
+//! async fn serve(accept: impl Accept, server: ConnectionServer, dialer: impl Dial + Clone + 'static, drain: drain::Watch) {
+//!     let lead = move |incoming: hbone::server::Incoming| {
+//!         let dialer = dialer.clone();
+//!         async move {
+//!             let Authority::Ip(address) = *incoming.authority() else {
+//!                 return incoming.reject(&Refusal::new(RefusalReason::DestinationNotFound));
+//!             };
+//!             let Ok(stream) = dialer.dial(address).await else {
+//!                 return incoming.reject(&Refusal::new(RefusalReason::ConnectionRefused));
+//!             };
+//!             if let Ok(mut tunnel) = incoming.accept(&Metadata::default()) {
+//!                 let _ = relay(&mut tunnel, &mut BytesAdapter::new(stream)).await;
+//!             }
+//!         }
+//!     };
+//!     Listener::new(accept, server).with_drain(drain).serve(lead).await;
+//! }
+//! ```
 
+mod accept;
+mod connection;
 mod incoming;
+mod listener;
+mod registry;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -14,14 +55,20 @@ use tokio::time::timeout;
 
 use crate::authority::{Authority, AuthorityError};
 use crate::config::Config;
-use crate::conn::{Maintenance, Shared, Transport, WriteBatch, driver_result, server_builder};
+use crate::conn::{Description, Maintenance, Shared, Transport, WriteBatch, driver_result, server_builder};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::io::Turns;
+use crate::observe::{ConnectionRole, Observer};
 use crate::refusal::{Refusal, RefusalReason};
 
+#[cfg(feature = "proxy")]
+pub(crate) use accept::{Accepting, accept_each};
+pub use connection::ConnectionServer;
 pub use incoming::Incoming;
 use incoming::refuse;
+pub use listener::Listener;
+pub use registry::{Connections, LiveConnection, LiveTunnel};
 
 /// The server's end of one connection. It moves frames only while [`Server::accept`] is being awaited, so keep awaiting it
 /// until it returns `None`, and serve the tunnels elsewhere. Dropping it breaks the connection.
@@ -47,16 +94,26 @@ where
 }
 
 /// [`handshake`] with more to say.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Builder {
     config: Arc<Config>,
-    peer: Option<SpiffeId>,
+    about: Description,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self { config: Arc::default(), about: Description::new(ConnectionRole::Server) }
+    }
 }
 
 impl Builder {
     /// The default [`Config`], and no identity.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    fn described(config: Arc<Config>, about: Description) -> Self {
+        Self { config, about }
     }
 
     /// Limits and timeouts.
@@ -68,7 +125,13 @@ impl Builder {
     /// Who the peer is, as [`TlsStream::peer_identity`](crate::tls::TlsStream::peer_identity) tells: each [`Incoming`]
     /// carries it.
     pub fn peer(mut self, identity: SpiffeId) -> Self {
-        self.peer = Some(identity);
+        self.about.peer_identity = Some(identity);
+        self
+    }
+
+    /// Who is told of the tunnels. Default: nobody.
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.about.observer = Some(observer);
         self
     }
 
@@ -82,8 +145,8 @@ impl Builder {
         IO: AsyncRead + AsyncWrite + Unpin + Send,
     {
         const DOING: &str = "waiting for the peer's HTTP/2 preface";
-        let Self { config, peer } = self;
-        let shared = Shared::new(&config, peer, None);
+        let Self { config, about } = self;
+        let shared = Shared::new(&config, about);
         let transport = Transport::new(io, shared.clone(), config.linger_timeout, Side::Remote);
         let batch = transport.write_batch();
         let mut connection = match timeout(config.http2_timeout, server_builder(&config).handshake(transport)).await {
@@ -168,6 +231,10 @@ where
     /// Who the peer has proved to be.
     pub fn peer_identity(&self) -> Option<&SpiffeId> {
         self.shared.peer()
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     fn incoming(

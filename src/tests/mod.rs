@@ -22,6 +22,7 @@ mod long_path;
 mod relay;
 #[cfg(all(feature = "mesh-file", feature = "proxy"))]
 mod roles;
+mod server;
 #[cfg(feature = "tower")]
 mod service;
 mod silence;

@@ -25,6 +25,7 @@ use crate::client::Client;
 use crate::drain::{self, Drain};
 use crate::io::{Accept, Accepted};
 use crate::metadata::Metadata;
+use crate::server::ConnectionServer;
 use crate::service::{Listener, Peer, serve};
 use crate::testing::Network;
 use crate::{Config, ErrorKind, Refusal, RefusalReason, TunnelStream};
@@ -52,7 +53,7 @@ impl Site {
     }
 
     fn listener_on<A: Accept>(&self, accept: A) -> Listener<A> {
-        Listener::new(accept, self.world.acceptor.clone(), self.world.config.clone())
+        Listener::new(accept, ConnectionServer::new(self.world.acceptor.clone(), self.world.config.clone()))
     }
 
     fn raw(&self) -> DuplexStream {

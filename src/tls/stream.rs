@@ -109,6 +109,12 @@ impl<IO> TlsStream<IO> {
         ALPN_H2
     }
 
+    /// The serial numbers of the peer's certificates, its own one first.
+    pub(crate) fn peer_serials(&self) -> Vec<Box<[u8]>> {
+        let serial = |der| Some(webpki::EndEntityCert::try_from(der).ok()?.serial().into());
+        self.peer_certificates().iter().filter_map(serial).collect()
+    }
+
     /// Looks at the byte stream below. The session must not be used meanwhile: one of a TLS stack of your own would wait.
     pub fn inspect<T>(&self, look: impl FnOnce(&IO) -> T) -> T {
         match &self.session {

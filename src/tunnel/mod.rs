@@ -7,7 +7,6 @@ mod send;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 
@@ -15,13 +14,14 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::authority::Authority;
-use crate::conn::{Shared, SharedPermit};
+use crate::conn::{OpenTunnel, Shared, SharedPermit};
 use crate::error::Result;
 use crate::identity::SpiffeId;
 #[cfg(feature = "proxy")]
 use crate::io::Turns;
 use crate::io::{BytesRead, BytesWrite, Stream};
 use crate::metadata::{Metadata, Received};
+use crate::observe::TunnelId;
 
 pub(crate) use opening::{Opening, Progress, Stage};
 use recv::Source;
@@ -59,7 +59,7 @@ pub use send::TunnelSend;
 pub struct TunnelStream {
     recv: TunnelRecv,
     send: TunnelSend,
-    authority: Authority,
+    tunnel: Arc<OpenTunnel>,
     /// Boxed, and dropped early: tunnels are many and mostly idle. `None` stands for the empty one.
     metadata: Option<Box<Received>>,
 }
@@ -90,15 +90,15 @@ impl ResetReason {
 }
 
 impl TunnelStream {
-    pub(crate) fn new(
+    /// A tunnel that this side has answered with 200.
+    pub(crate) fn answered(
         recv: h2::RecvStream,
         send: h2::SendStream<Bytes>,
         shared: Arc<Shared>,
-        permit: Option<SharedPermit>,
-        authority: Authority,
+        tunnel: Arc<OpenTunnel>,
         metadata: Box<Received>,
     ) -> Self {
-        Self::with(Source::Open(recv), send, shared, permit, authority, Some(metadata))
+        Self::with(Source::Open(recv), send, shared, None, tunnel, Some(metadata))
     }
 
     /// A tunnel whose CONNECT has no answer yet.
@@ -107,9 +107,9 @@ impl TunnelStream {
         send: h2::SendStream<Bytes>,
         shared: Arc<Shared>,
         permit: SharedPermit,
-        authority: Authority,
+        tunnel: Arc<OpenTunnel>,
     ) -> Self {
-        Self::with(Source::Opening(opening), send, shared, Some(permit), authority, None)
+        Self::with(Source::Opening(opening), send, shared, Some(permit), tunnel, None)
     }
 
     fn with(
@@ -117,14 +117,13 @@ impl TunnelStream {
         send: h2::SendStream<Bytes>,
         shared: Arc<Shared>,
         permit: Option<SharedPermit>,
-        authority: Authority,
+        tunnel: Arc<OpenTunnel>,
         metadata: Option<Box<Received>>,
     ) -> Self {
-        let finished = Arc::new(Finished::default());
         Self {
-            send: TunnelSend::new(send, shared.clone(), permit.clone(), finished.clone()),
-            recv: TunnelRecv::new(source, shared, permit, finished),
-            authority,
+            send: TunnelSend::new(send, shared.clone(), permit.clone(), tunnel.clone()),
+            recv: TunnelRecv::new(source, shared, permit, tunnel.clone()),
+            tunnel,
             metadata,
         }
     }
@@ -168,7 +167,12 @@ impl TunnelStream {
 
     /// Where the tunnel leads.
     pub fn authority(&self) -> &Authority {
-        &self.authority
+        self.tunnel.authority()
+    }
+
+    /// What events and the registry of a server's connections call it.
+    pub fn id(&self) -> TunnelId {
+        self.tunnel.id()
     }
 
     /// What the peer said of itself: with the CONNECT at the server, with the 200 at the client, and nothing before that.
@@ -215,20 +219,6 @@ impl TunnelStream {
 impl Stream for TunnelStream {
     fn fail(&mut self) {
         self.reset(ResetReason::ConnectError);
-    }
-}
-
-/// Whether this side has sent END_STREAM.
-#[derive(Debug, Default)]
-struct Finished(AtomicBool);
-
-impl Finished {
-    fn set(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
     }
 }
 

@@ -8,9 +8,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::Finished;
 use super::opening::{Opening, Progress, Stage};
-use crate::conn::{LingeringTunnel, Meter, Shared, SharedPermit};
+use crate::conn::{LingeringTunnel, Meter, OpenTunnel, Shared, SharedPermit};
 use crate::error::{Error, Layer, Result};
 use crate::io::BytesRead;
 use crate::metadata::Received;
@@ -33,7 +32,7 @@ pub struct TunnelRecv {
     meter: Meter,
     shared: Arc<Shared>,
     permit: Option<SharedPermit>,
-    finished: Arc<Finished>,
+    tunnel: Arc<OpenTunnel>,
 }
 
 /// Why there is nothing to read yet, or never will be.
@@ -54,7 +53,7 @@ impl TunnelRecv {
         source: Source,
         shared: Arc<Shared>,
         permit: Option<SharedPermit>,
-        finished: Arc<Finished>,
+        tunnel: Arc<OpenTunnel>,
     ) -> Self {
         let (stream, unopened, progress) = match source {
             Source::Open(stream) => (Some(stream), None, None),
@@ -69,7 +68,7 @@ impl TunnelRecv {
             meter: Meter::default(),
             shared,
             permit,
-            finished,
+            tunnel,
         };
         this.register();
         this
@@ -105,6 +104,10 @@ impl TunnelRecv {
             }
             Err(error) => Err(error),
         };
+        match &result {
+            Ok(received) => self.tunnel.opened(|| received.get()),
+            Err(error) => self.tunnel.not_opened(error),
+        }
         self.unopened = result.as_ref().err().cloned().map(Unopened::Failed);
         if let (None, Some(progress)) = (&self.unopened, &self.progress) {
             progress.enter(Stage::Open);
@@ -132,12 +135,14 @@ impl TunnelRecv {
                         progress.enter(Stage::Heard);
                     }
                     self.shared.flow().take(&mut self.meter, data.len());
+                    self.tunnel.count_received(data.len());
                     // Fails only when the stream has ended meanwhile; then there is no window to return.
                     let _ = stream.flow_control().release_capacity(data.len());
                     return Poll::Ready(Ok(data));
                 }
                 None => {
                     self.ended = true;
+                    self.tunnel.read_all();
                     return Poll::Ready(Ok(Bytes::new()));
                 }
                 Some(Err(e)) => {
@@ -145,7 +150,9 @@ impl TunnelRecv {
                     if e.is_reset() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR) {
                         return Poll::Ready(Ok(Bytes::new()));
                     }
-                    return Poll::Ready(Err(self.shared.explain(e, Layer::Tunnel, "reading").into()));
+                    let error = self.shared.explain(e, Layer::Tunnel, "reading");
+                    self.tunnel.fail(&error);
+                    return Poll::Ready(Err(error.into()));
                 }
             }
         }
@@ -188,7 +195,10 @@ impl Drop for TunnelRecv {
     fn drop(&mut self) {
         let Some(recv) = self.stream.take() else { return };
         self.shared.flow().remove(&recv);
-        if self.finished.get() && !self.ended && !recv.is_end_stream() {
+        if recv.is_end_stream() {
+            self.tunnel.read_all();
+        }
+        if self.tunnel.is_finished() && !self.ended && !recv.is_end_stream() {
             self.shared.linger(LingeringTunnel { recv, _permit: self.permit.take() });
         }
     }

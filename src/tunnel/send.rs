@@ -8,8 +8,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
-use super::{Finished, ResetReason};
-use crate::conn::{Shared, SharedPermit};
+use super::ResetReason;
+use crate::conn::{OpenTunnel, Shared, SharedPermit};
 use crate::error::{Error, ErrorKind, Layer, Side};
 use crate::io::BytesWrite;
 
@@ -30,7 +30,7 @@ pub struct TunnelSend {
     stream: h2::SendStream<Bytes>,
     shared: Arc<Shared>,
     _permit: Option<SharedPermit>,
-    finished: Arc<Finished>,
+    tunnel: Arc<OpenTunnel>,
     reset_here: bool,
 }
 
@@ -39,9 +39,9 @@ impl TunnelSend {
         stream: h2::SendStream<Bytes>,
         shared: Arc<Shared>,
         permit: Option<SharedPermit>,
-        finished: Arc<Finished>,
+        tunnel: Arc<OpenTunnel>,
     ) -> Self {
-        Self { stream, shared, _permit: permit, finished, reset_here: false }
+        Self { stream, shared, _permit: permit, tunnel, reset_here: false }
     }
 
     /// Ends the tunnel at once in both directions.
@@ -66,7 +66,7 @@ impl TunnelSend {
 
     /// Waits until something can be sent; returns how much of `wanted`.
     fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
-        if self.finished.get() {
+        if self.tunnel.is_finished() {
             let error = Error::new(ErrorKind::WriteAfterShutdown, Layer::Tunnel, Side::Local, "writing after shutdown");
             return Poll::Ready(Err(self.shared.describe(error).into()));
         }
@@ -91,6 +91,7 @@ impl TunnelSend {
         if let Err(e) = self.stream.send_data(data, false) {
             return Err(self.broken(Some(e), cx));
         }
+        self.tunnel.count_sent(sent);
         if sent < wanted {
             // The writer may not come back for the rest.
             self.stream.reserve_capacity(0);
@@ -99,10 +100,12 @@ impl TunnelSend {
     }
 
     fn send_last(&mut self, cx: &mut Context<'_>, data: Bytes) -> io::Result<()> {
+        let sent = data.len();
         if let Err(e) = self.stream.send_data(data, true) {
             return Err(self.broken(Some(e), cx));
         }
-        self.finished.set();
+        self.tunnel.count_sent(sent);
+        self.tunnel.finish();
         Ok(())
     }
 
@@ -119,6 +122,7 @@ impl TunnelSend {
             (Poll::Ready(Err(e)), _) | (Poll::Pending, Some(e)) => self.shared.explain(e, Layer::Tunnel, "writing"),
             (Poll::Pending, None) => self.shared.gone("writing"),
         };
+        self.tunnel.fail(&explained);
         match explained.kind() {
             // A reset that came first means there is nobody to write to.
             ErrorKind::Reset(_) => io::Error::new(io::ErrorKind::BrokenPipe, explained),
@@ -197,13 +201,13 @@ impl AsyncWrite for TunnelSend {
     /// Finishes this direction: END_STREAM follows what was written. Ready at once.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.finished.get() {
+        if this.tunnel.is_finished() {
             return Poll::Ready(Ok(()));
         }
         match this.send_last(cx, Bytes::new()) {
             // A peer that has heard enough is no reason to call the end an error: nothing that mattered is lost.
             Err(e) if Error::from_io(&e).map(Error::kind) == Some(&ErrorKind::Reset(h2::Reason::NO_ERROR.into())) => {
-                this.finished.set();
+                this.tunnel.finish();
                 Poll::Ready(Ok(()))
             }
             ended => Poll::Ready(ended),

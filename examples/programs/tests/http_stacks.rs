@@ -19,6 +19,7 @@ use hbone::connector::{Connector, ConnectorConfig};
 use hbone::drain::{self, Drain};
 use hbone::mesh::Snapshot;
 use hbone::pool::{Pool, PoolConfig};
+use hbone::server::ConnectionServer;
 use hbone::service::{self, Listener, Peer};
 use hbone::testing::{Ca, Network, NetworkListener};
 use hbone::tls::Acceptor;
@@ -62,7 +63,8 @@ fn mesh() -> (Listener<NetworkListener>, Connector) {
     let (ca, config, network) = (Ca::new(), Arc::new(Config::new()), Network::new());
     let trusted = TrustDomains::new("cluster.local".parse().unwrap());
     let acceptor = Acceptor::new(Arc::new(ca.issue(&id("cart"))), trusted, config.clone());
-    let listener = Listener::new(network.listen("10.0.0.2:15008".parse().unwrap()), acceptor, config.clone());
+    let server = ConnectionServer::new(acceptor, config.clone());
+    let listener = Listener::new(network.listen("10.0.0.2:15008".parse().unwrap()), server);
     let (_, mesh) = tokio::sync::watch::channel(Snapshot::parse("mesh", MESH).unwrap());
     let pool = Pool::new(Arc::new(network), config, PoolConfig::new());
     let (own, balance) = (Arc::new(ca.issue(&id("web"))), Arc::new(LeastRequests::new()));

@@ -14,9 +14,10 @@ use tokio::time::{Instant, sleep};
 
 use super::super::{Pool, PoolConfig, Source};
 use super::world::{Does, Peer, World, authority, connect, direct, echoes, finish, millis, through, trusted};
-use crate::conn::Shared;
+use crate::conn::{Description, OpenTunnel, Shared};
 use crate::io::{BoxStream, Dial};
 use crate::metadata::Metadata;
+use crate::observe::ConnectionRole;
 use crate::path::Reuse;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::testing::{Link, LinkEnd};
@@ -102,8 +103,9 @@ impl Strict {
             }
         }
         let send = respond.send_response(response, false).unwrap();
-        let shared = Shared::new(&Config::new(), None, None);
-        let tunnel = TunnelStream::new(recv, send, shared, None, authority(), Box::default());
+        let shared = Shared::new(&Config::new(), Description::new(ConnectionRole::Server));
+        let tunnel = OpenTunnel::answered(shared.clone(), authority(), send.stream_id().into(), respond);
+        let tunnel = TunnelStream::answered(recv, send, shared, tunnel, Box::default());
         self.pod.serve(Box::new(tunnel)).await;
     }
 }

@@ -102,15 +102,8 @@ fn start_gateway(world: &World, n: usize, frozen: &Arc<AtomicBool>) -> Serving {
 }
 
 fn start_pod(world: &World, n: usize) -> Serving {
-    let inbound = Inbound::new(
-        world.west.mesh.subscribe(),
-        "default",
-        PODS[n],
-        Arc::new(world.ca.issue(&server_id())),
-        trusted(),
-        Arc::new(Application(PODS[n])),
-        world.config.clone(),
-    );
+    let inbound = Inbound::new(world.server(&server_id()), world.west.mesh.subscribe(), "default", PODS[n])
+        .with_dialer(Arc::new(Application(PODS[n])));
     Serving::start(&world.west.network, &format!("10.1.0.{n}:15008"), move |stream| {
         let inbound = inbound.clone();
         async move { drop(inbound.serve(stream, None, &drain::channel().1).await) }

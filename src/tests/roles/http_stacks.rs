@@ -14,16 +14,14 @@ use super::*;
 use crate::connector::Connector;
 use crate::drain::{self, Drain};
 use crate::service::{Listener, Peer, serve};
-use crate::tls::Acceptor;
 
 type Http = Client<Connector, Empty<Bytes>>;
 
 /// A pod that is an HTTP server itself, and how many tunnels it has got.
 fn pod(world: &World, cluster: &Cluster) -> (Arc<AtomicUsize>, Drain) {
-    let acceptor = Acceptor::new(Arc::new(world.ca.issue(&server_id())), trusted(), world.config.clone());
     let (tunnels, (drain, watch)) = (Arc::new(AtomicUsize::new(0)), drain::channel());
     let counted = tunnels.clone();
-    let listener = Listener::new(cluster.network.listen(address(POD)), acceptor, world.config.clone())
+    let listener = Listener::new(cluster.network.listen(address(POD)), world.server(&server_id()))
         .with_answer(Metadata::default().with_forwarded_network("here").unwrap())
         .with_decision(move |_| {
             counted.fetch_add(1, Ordering::Relaxed);

@@ -21,7 +21,7 @@ use crate::mesh::{Network, Snapshot};
 use crate::metadata::Metadata;
 use crate::pool::{Pool, PoolConfig};
 use crate::proxy::{Gateway, Inbound, Outbound};
-use crate::server::{self, Incoming};
+use crate::server::{self, ConnectionServer, Incoming};
 use crate::testing;
 use crate::tls::Acceptor;
 use crate::{Config, Error, Path, Result, TunnelStream};
@@ -171,15 +171,15 @@ impl World {
     }
 
     pub(super) fn gateway_by(&self, dialer: Arc<dyn Dial>, balance: Arc<dyn Balance>) -> Gateway {
-        Gateway::new(
-            self.west.mesh.subscribe(),
-            Network::new("west"),
-            Arc::new(self.ca.issue(&gateway_id())),
-            trusted(),
-            dialer,
-            balance,
-            self.config.clone(),
-        )
+        Gateway::new(self.server(&gateway_id()), self.west.mesh.subscribe(), Network::new("west"))
+            .with_dialer(dialer)
+            .with_balance(balance)
+    }
+
+    /// What serves the connections of a role with this identity.
+    pub(super) fn server(&self, identity: &SpiffeId) -> ConnectionServer {
+        let acceptor = Acceptor::new(Arc::new(self.ca.issue(identity)), trusted(), self.config.clone());
+        ConnectionServer::new(acceptor, self.config.clone())
     }
 
     /// The proxy of a pod, and the dials to its application.
@@ -195,15 +195,8 @@ impl World {
 
     pub(super) fn inbound_role(&self, cluster: &Cluster, pod: &str) -> (Inbound, Apps) {
         let (dialer, dials) = mpsc::unbounded_channel();
-        let inbound = Inbound::new(
-            cluster.mesh.subscribe(),
-            "default",
-            pod,
-            Arc::new(self.ca.issue(&server_id())),
-            trusted(),
-            Arc::new(AppDialer(dialer)),
-            self.config.clone(),
-        );
+        let inbound = Inbound::new(self.server(&server_id()), cluster.mesh.subscribe(), "default", pod)
+            .with_dialer(Arc::new(AppDialer(dialer)));
         (inbound, Apps(dials))
     }
 

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use hbone::balance::LeastRequests;
 use hbone::mesh::Network;
 use hbone::proxy::{Gateway, tcp};
+use hbone::server::ConnectionServer;
+use hbone::tls::Acceptor;
 use hbone::{Config, drain};
 use hbone_programs::{Common, Health, Loaded, seconds, set};
 use tokio::task::JoinSet;
@@ -47,10 +48,10 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     if !snapshot.workloads().any(|workload| workload.network == network) {
         return Err(format!("the mesh has no workload in network {:?}", args.network).into());
     }
-    let (dialer, balance) = (Arc::new(tcp::TcpDialer::new()), Arc::new(LeastRequests::new()));
     let workers = args.common.workers()?;
     let config = Arc::new(Config::new().with_scheduler(workers.scheduler()));
-    let gateway = Gateway::new(mesh, network, source, trusted, dialer, balance, config);
+    let acceptor = Acceptor::new(source, trusted, config.clone());
+    let gateway = Gateway::new(ConnectionServer::new(acceptor, config), mesh, network);
     let gateway = gateway.with_outliers(args.health.outliers());
     let gateway = set(gateway, args.attempts.map(usize::from), Gateway::with_attempts);
     let gateway = set(gateway, args.attempt_timeout, Gateway::with_attempt_timeout);

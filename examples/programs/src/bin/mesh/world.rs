@@ -4,14 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::balance::{LeastRequests, WeightedRandom};
+use hbone::balance::WeightedRandom;
 use hbone::connector::{Connector, ConnectorConfig};
 use hbone::drain::{self, Drain, Watch};
 use hbone::mesh::{Network, Snapshot};
 use hbone::pool::{Pool, PoolConfig};
 use hbone::proxy::{Gateway, Inbound, Outbound, socks5, tcp};
+use hbone::server::ConnectionServer;
 use hbone::testing::Ca;
-use hbone::tls::Credentials;
+use hbone::tls::{Acceptor, Credentials};
 use hbone::{Config, SpiffeId, TrustDomains};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::AbortHandle;
@@ -209,15 +210,9 @@ impl Cluster {
         let ip = self.address(name)?;
         let (connections, hits) = (Count::default(), Count::default());
         self.fabric.place_tapped((ip, 8080).into(), app::serve(name, hits.clone())?, plain);
-        let inbound = Inbound::new(
-            self.mesh.subscribe(),
-            "shop",
-            name,
-            Arc::new(issue(ca, "shop", service_account)?),
-            self.trusted.clone(),
-            Arc::new(self.fabric.clone()),
-            self.config.clone(),
-        );
+        let server = self.server(issue(ca, "shop", service_account)?);
+        let inbound =
+            Inbound::new(server, self.mesh.subscribe(), "shop", name).with_dialer(Arc::new(self.fabric.clone()));
         let listener = tcp::listen(([127, 0, 0, 1], 0).into())?;
         let hbone = ((ip, 15008).into(), listener.local_addr()?);
         match tap {
@@ -236,6 +231,12 @@ impl Cluster {
         Ok(Pod { name, connections, hits, proxy: proxy.abort_handle() })
     }
 
+    /// What serves the connections of a proxy.
+    fn server(&self, credentials: Credentials) -> ConnectionServer {
+        let acceptor = Acceptor::new(Arc::new(credentials), self.trusted.clone(), self.config.clone());
+        ConnectionServer::new(acceptor, self.config.clone())
+    }
+
     /// The proxy of a client pod.
     fn client(&self, name: &str, credentials: Credentials) -> Result<Outbound, Failure> {
         let pool = Pool::new(Arc::new(self.fabric.clone()), self.config.clone(), PoolConfig::new());
@@ -252,15 +253,8 @@ impl Cluster {
         credentials: Credentials,
         refused: mpsc::UnboundedSender<String>,
     ) -> Result<GatewayProcess, Failure> {
-        let gateway = Gateway::new(
-            self.mesh.subscribe(),
-            Network::new(network),
-            Arc::new(credentials),
-            self.trusted.clone(),
-            Arc::new(self.fabric.clone()),
-            Arc::new(LeastRequests::new()),
-            self.config.clone(),
-        );
+        let gateway = Gateway::new(self.server(credentials), self.mesh.subscribe(), Network::new(network))
+            .with_dialer(Arc::new(self.fabric.clone()));
         let listener = tcp::listen(([127, 0, 0, 1], 0).into())?;
         let address = listener.local_addr()?;
         let connections = Count::default();

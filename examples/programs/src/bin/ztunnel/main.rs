@@ -14,6 +14,8 @@ use hbone::connector::{Connector, ConnectorConfig};
 use hbone::io::{RelayStats, Stream};
 use hbone::pool::{Pool, PoolConfig};
 use hbone::proxy::{Inbound, Outbound, WorkerSet, socks5, tcp};
+use hbone::server::ConnectionServer;
+use hbone::tls::Acceptor;
 use hbone::{Authority, Config, drain};
 use hbone_programs::{Common, Health, Loaded, seconds, set};
 use tokio::net::TcpStream;
@@ -127,7 +129,9 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
         dialer = dialer.with_mark(mark);
     }
     let dialer = Arc::new(dialer);
-    let inbound = Inbound::new(mesh.clone(), namespace, name, source.clone(), trusted, dialer.clone(), config.clone());
+    let acceptor = Acceptor::new(source.clone(), trusted, config.clone());
+    let server = ConnectionServer::new(acceptor, config.clone());
+    let inbound = Inbound::new(server, mesh.clone(), namespace, name).with_dialer(dialer.clone());
     let pools =
         workers.set().handles().map(|_| Pool::new(dialer.clone(), config.clone(), args.pool())).collect::<Vec<_>>();
     let balance = Arc::new(WeightedRandom::new());

@@ -1,4 +1,4 @@
-//! The byte stream behind a tunnel.
+//! The byte stream behind a tunnel, which is reset unless it has ended.
 
 use std::io;
 use std::pin::Pin;
@@ -9,19 +9,19 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::io::{BoxStream, BytesRead, BytesWrite, ReadBuffer, Stream, poll_write_some};
 
-/// A byte stream that is not at its end. Dropped like this, for whatever reason, it fails: what was cut off must not look
-/// whole.
-pub(super) struct Unfinished {
+/// A byte stream that fails when it is dropped before both of its directions have [finished](Self::finish): what was truncated
+/// must not look whole.
+pub(super) struct ResetOnDrop {
     stream: BoxStream,
     buffer: ReadBuffer,
-    /// What came right behind the bytes that were read last: the end, or a failure.
-    behind: Option<io::Result<()>>,
+    /// What followed the bytes that were read last: the end, or a failure.
+    next: Option<io::Result<()>>,
     finished: bool,
 }
 
-impl Unfinished {
+impl ResetOnDrop {
     pub(super) fn new(stream: BoxStream) -> Self {
-        Self { stream, buffer: ReadBuffer::default(), behind: None, finished: false }
+        Self { stream, buffer: ReadBuffer::default(), next: None, finished: false }
     }
 
     /// Both directions have ended: it may be dropped.
@@ -29,16 +29,16 @@ impl Unfinished {
         self.finished = true;
     }
 
-    /// What reading gives from now on, if that is known. A failure is told once, as by any stream.
+    /// What reading returns from here on, if that is known. A failure is returned once, as by any stream.
     fn end(&mut self) -> Option<io::Result<()>> {
-        match &self.behind {
+        match &self.next {
             Some(Ok(())) => Some(Ok(())),
-            _ => self.behind.take(),
+            _ => self.next.take(),
         }
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for ResetOnDrop {
     fn drop(&mut self) {
         if !self.finished {
             self.stream.fail();
@@ -46,21 +46,21 @@ impl Drop for Unfinished {
     }
 }
 
-impl BytesRead for Unfinished {
+impl BytesRead for ResetOnDrop {
     fn poll_read_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         let this = self.get_mut();
         if let Some(end) = this.end() {
             return Poll::Ready(end.map(|()| Bytes::new()));
         }
         if ready!(this.buffer.poll_fill(cx, &mut this.stream))? > 0 {
-            this.behind = match this.buffer.read_behind(cx, &mut this.stream) {
+            this.next = match this.buffer.read_behind(cx, &mut this.stream) {
                 Some(Ok(0)) => Some(Ok(())),
                 Some(Err(e)) => Some(Err(e)),
                 Some(Ok(_)) | None => None,
             };
         }
         let read = this.buffer.bytes.split().freeze();
-        if this.behind.is_some() || read.is_empty() {
+        if this.next.is_some() || read.is_empty() {
             // The other direction may go on for long.
             this.buffer = ReadBuffer::default();
         }
@@ -68,21 +68,21 @@ impl BytesRead for Unfinished {
     }
 
     fn poll_failed(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Error> {
-        match self.behind.take() {
+        match self.next.take() {
             Some(Err(e)) => Poll::Ready(e),
             other => {
-                self.behind = other;
+                self.next = other;
                 Poll::Pending
             }
         }
     }
 
     fn is_at_end(&self) -> bool {
-        matches!(self.behind, Some(Ok(())))
+        matches!(self.next, Some(Ok(())))
     }
 }
 
-impl BytesWrite for Unfinished {
+impl BytesWrite for ResetOnDrop {
     fn poll_write_bytes(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
         poll_write_some(&mut self.stream, cx, data)
     }
@@ -98,7 +98,7 @@ impl BytesWrite for Unfinished {
     }
 }
 
-impl AsyncRead for Unfinished {
+impl AsyncRead for ResetOnDrop {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.end() {
             Some(end) => Poll::Ready(end),
@@ -107,7 +107,7 @@ impl AsyncRead for Unfinished {
     }
 }
 
-impl AsyncWrite for Unfinished {
+impl AsyncWrite for ResetOnDrop {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
@@ -137,8 +137,8 @@ mod tests {
 
     impl Stream for Mock {}
 
-    fn reading(script: &mut Builder) -> Unfinished {
-        Unfinished::new(Box::new(script.build()))
+    fn reading(script: &mut Builder) -> ResetOnDrop {
+        ResetOnDrop::new(Box::new(script.build()))
     }
 
     fn lost() -> io::Error {
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_right_behind_the_last_bytes_is_told_after_them() {
+    async fn a_failure_right_behind_the_last_bytes_is_returned_after_them() {
         let mut stream = reading(Builder::new().read(b"word").read_error(lost()));
         assert_eq!(read_bytes(&mut stream).await.unwrap(), "word");
         assert!(!stream.is_at_end());
@@ -173,7 +173,7 @@ mod tests {
 
     #[rstest]
     #[tokio::test]
-    async fn both_ways_of_reading_tell_the_same(#[values(true, false)] fails: bool) {
+    async fn both_ways_of_reading_return_the_same(#[values(true, false)] fails: bool) {
         let mut stream = match fails {
             true => reading(Builder::new().read(b"word").read_error(lost())),
             false => reading(Builder::new().read(b"word")),
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_that_is_known_is_found_by_who_can_not_write_on() {
+    async fn a_known_failure_is_reported_to_a_blocked_writer() {
         let mut stream = reading(Builder::new().read(b"word").read_error(lost()));
         assert_eq!(read_bytes(&mut stream).await.unwrap(), "word");
         let failed = poll_fn(|cx| Pin::new(&mut stream).poll_failed(cx)).await;
@@ -194,7 +194,7 @@ mod tests {
     #[tokio::test]
     async fn the_last_bytes_are_written_on_as_far_as_there_is_room() {
         let (mut near, far) = duplex(4);
-        let mut stream = Unfinished::new(Box::new(far));
+        let mut stream = ResetOnDrop::new(Box::new(far));
         let mut data = Bytes::from("more than fits");
         let mut writing = task::spawn(poll_fn(|cx| Pin::new(&mut stream).poll_write_last(cx, &mut data)));
         assert!(writing.poll().is_pending());
@@ -205,28 +205,28 @@ mod tests {
         assert_eq!(got, "more than fits");
     }
 
-    /// Notes what it is asked for.
-    struct Noting(Arc<Mutex<Vec<&'static str>>>);
+    /// Records what it is asked for.
+    struct Recording(Arc<Mutex<Vec<&'static str>>>);
 
-    impl Noting {
+    impl Recording {
         fn note(&self, what: &'static str) {
             self.0.lock().unwrap().push(what);
         }
     }
 
-    impl Stream for Noting {
+    impl Stream for Recording {
         fn expect_shutdown(&mut self) {
             self.note("expect shutdown");
         }
     }
 
-    impl AsyncRead for Noting {
+    impl AsyncRead for Recording {
         fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
             Poll::Pending
         }
     }
 
-    impl AsyncWrite for Noting {
+    impl AsyncWrite for Recording {
         fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
             self.note("write");
             Poll::Ready(Ok(data.len().min(4)))
@@ -251,7 +251,7 @@ mod tests {
         #[case] expected: &[&'static str],
     ) {
         let notes = Arc::default();
-        let mut stream = Unfinished::new(Box::new(Noting(Arc::clone(&notes))));
+        let mut stream = ResetOnDrop::new(Box::new(Recording(Arc::clone(&notes))));
         let mut data = Bytes::from(last);
         poll_fn(|cx| Pin::new(&mut stream).poll_write_last(cx, &mut data)).await.unwrap();
         assert_eq!(*notes.lock().unwrap(), expected);

@@ -1,0 +1,227 @@
+//! One connection, from its byte stream to its end: TLS, HTTP/2, a task for each tunnel, and a drain.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::registry::{HandshakeCount, PeerCertificates, Stage};
+use super::{Builder, Connections, Incoming, Server};
+use crate::config::Config;
+use crate::conn::Description;
+use crate::drain::Watch;
+use crate::error::{Error, Result};
+use crate::io::{BoxStream, ReadAhead, Stream};
+use crate::observe::{ConnectionFailed, ConnectionOpened, ConnectionRole, Event, Handshake, Observer, notify};
+use crate::tls::{Acceptor, TlsStream};
+
+/// Serves connections: all that is the same for those of one server, and the registry of those that are live. Cheap to clone;
+/// clones share the registry.
+///
+/// [`Listener`](super::Listener) adds an accept loop. Who accepts byte streams elsewhere, on several threads for example, gives
+/// each to [`serve`](Self::serve).
+#[derive(Clone, Debug)]
+pub struct ConnectionServer {
+    acceptor: Acceptor,
+    config: Arc<Config>,
+    connections: Connections,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+/// When a connection is to end: in order, and at once.
+pub(super) struct Ends<G, F> {
+    pub(super) graceful: G,
+    pub(super) forced: F,
+}
+
+impl ConnectionServer {
+    /// Serves with the certificate and for the peers of `acceptor`, within the limits and timeouts of `config`.
+    pub fn new(acceptor: Acceptor, config: Arc<Config>) -> Self {
+        Self { acceptor, config, connections: Connections::default(), observer: None }
+    }
+
+    /// Who is told of connections and tunnels. Default: nobody.
+    pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Limits and timeouts.
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// Who is told.
+    pub fn observer(&self) -> Option<&Arc<dyn Observer>> {
+        self.observer.as_ref()
+    }
+
+    /// The connections that are live.
+    pub fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
+    /// Serves one connection until it ends or the drain does. `address` is that of its peer, for errors, events and those who
+    /// decide by it.
+    ///
+    /// `tunnel` is called for each CONNECT, and what it returns runs in a task that ends with the connection at the latest: it
+    /// decides, answers, and moves the bytes. When the drain starts, the peer is told to open no more tunnels, those that it
+    /// has asked for by then are served, and running ones finish. When the drain's time is over, the connection is broken.
+    ///
+    /// Must be called on a tokio runtime. Dropping the future breaks the connection.
+    ///
+    /// # Errors
+    ///
+    /// Why the handshake or the connection failed.
+    pub async fn serve<F, T>(
+        &self,
+        stream: impl Stream + 'static,
+        address: Option<SocketAddr>,
+        drain: &Watch,
+        tunnel: F,
+    ) -> Result<()>
+    where
+        F: Fn(Incoming) -> T,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let ends = Ends { graceful: drain.graceful(), forced: drain.forced() };
+        self.run(Box::new(stream), address, ends, |incoming| Some(tunnel(incoming))).await
+    }
+
+    /// [`serve`](Self::serve) with other ends than those of a drain. `tunnel` need not return anything to run.
+    pub(super) async fn run<G, F, H, T>(
+        &self,
+        stream: BoxStream,
+        address: Option<SocketAddr>,
+        ends: Ends<G, F>,
+        tunnel: H,
+    ) -> Result<()>
+    where
+        G: Future<Output = ()>,
+        F: Future<Output = ()>,
+        H: Fn(Incoming) -> Option<T>,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let (mut graceful, mut forced) = (pin!(ends.graceful), pin!(ends.forced));
+        // A connection that is not up yet has nothing to finish.
+        let (mut server, certificates) = tokio::select! {
+            // Boxed, so that its memory is free again while the connection is up.
+            opened = Box::pin(self.open(stream, address)) => opened?,
+            () = graceful.as_mut() => return Ok(()),
+            () = forced.as_mut() => return Ok(()),
+        };
+        let mut registered = self.connections.register(server.shared().clone(), certificates);
+        // Dropped with this future, so that no tunnel outlives its connection.
+        let mut tunnels = JoinSet::new();
+        let (mut stage, mut drain_started) = (Stage::Open, false);
+        let result = loop {
+            tokio::select! {
+                incoming = server.accept() => match incoming {
+                    Some(Ok(incoming)) => {
+                        registered.live.count_asked();
+                        if let Some(tunnel) = tunnel(incoming) {
+                            tunnels.spawn(tunnel);
+                        }
+                    }
+                    Some(Err(e)) => break Err(e),
+                    None => break Ok(()),
+                },
+                Some(_) = tunnels.join_next(), if !tunnels.is_empty() => {}
+                () = graceful.as_mut(), if !drain_started => {
+                    drain_started = true;
+                    registered.live.drain();
+                }
+                next = registered.live.after(stage) => {
+                    stage = next;
+                    if stage > Stage::Draining {
+                        return Ok(());
+                    }
+                    server.graceful_shutdown();
+                    registered.live.tell_draining();
+                }
+                () = forced.as_mut() => return Ok(()),
+            }
+        };
+        registered.error = result.as_ref().err().cloned();
+        drop(registered);
+        // An application may take its time with what has arrived for it.
+        tokio::select! {
+            () = async { while tunnels.join_next().await.is_some() {} } => {}
+            () = forced => {}
+        }
+        result
+    }
+
+    /// TLS and HTTP/2.
+    async fn open(&self, stream: BoxStream, address: Option<SocketAddr>) -> Result<(Http2, PeerCertificates)> {
+        let mut about = Description::new(ConnectionRole::Server);
+        (about.address, about.observer) = (address, self.observer.clone());
+        let mut opening = Opening::begin(about, self.connections.begin_handshake());
+        let result = self.handshake(stream, &mut opening).await;
+        opening.end(result.as_ref().err());
+        result
+    }
+
+    async fn handshake(&self, stream: BoxStream, opening: &mut Opening) -> Result<(Http2, PeerCertificates)> {
+        let accepted = self.acceptor.accept(ReadAhead::new(stream)).await;
+        let stream = accepted.map_err(|e| match opening.about.address {
+            Some(address) => e.with_peer(address),
+            None => e,
+        })?;
+        opening.tls_done(&stream);
+        let certificates = PeerCertificates { own: stream.peer_certificate().clone(), serials: stream.peer_serials() };
+        let server = Builder::described(self.config.clone(), opening.about.clone()).handshake(stream).await?;
+        Ok((server, certificates))
+    }
+}
+
+type Http2 = Server<TlsStream<ReadAhead<BoxStream>>>;
+
+/// A connection that is not up yet, for the observer.
+struct Opening {
+    about: Description,
+    since: Instant,
+    handshake: Handshake,
+    is_over: bool,
+    _count: HandshakeCount,
+}
+
+impl Opening {
+    fn begin(about: Description, count: HandshakeCount) -> Self {
+        notify(about.observer.as_ref(), || Event::ConnectionOpening(about.connection()));
+        Self { about, since: Instant::now(), handshake: Handshake::default(), is_over: false, _count: count }
+    }
+
+    fn tls_done<IO>(&mut self, stream: &TlsStream<IO>) {
+        self.about.peer_identity = Some(stream.peer_identity().clone());
+        self.about.local_identity = Some(stream.local_certificate().identity().clone());
+        self.handshake.tls = Some(self.since.elapsed());
+    }
+
+    fn end(&mut self, error: Option<&Error>) {
+        self.is_over = true;
+        let elapsed = self.since.elapsed();
+        if error.is_none() {
+            self.handshake.http2 = Some(elapsed.saturating_sub(self.handshake.tls.unwrap_or_default()));
+        }
+        let (connection, handshake) = (self.about.connection(), self.handshake);
+        notify(self.about.observer.as_ref(), || match error {
+            None => Event::ConnectionOpened(ConnectionOpened { connection, handshake }),
+            error => Event::ConnectionFailed(ConnectionFailed { connection, error, handshake, elapsed }),
+        });
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let (connection, handshake, elapsed) = (self.about.connection(), self.handshake, self.since.elapsed());
+            notify(self.about.observer.as_ref(), || {
+                Event::ConnectionFailed(ConnectionFailed { connection, error: None, handshake, elapsed })
+            });
+        }
+    }
+}
