@@ -13,7 +13,7 @@ use crate::identity::SpiffeId;
 use crate::io::{RelayStats, Stream};
 use crate::tunnel::TunnelStream;
 
-/// Serves one workload: sends each of its connections through a tunnel of its [`Connector`].
+/// Serves one workload: carries each of its applications' connections through a tunnel of its [`Connector`].
 #[derive(Clone, Debug)]
 pub struct Outbound(Connector);
 
@@ -70,7 +70,7 @@ impl Outbound {
     }
 }
 
-/// A connection that is being carried. Of the way there only what is still asked for: it would take as much room as the rest.
+/// A connection that is being carried. Of its route it keeps only what is still needed: the rest would double its size.
 pub(super) struct Carried {
     tunnel: TunnelStream,
     stream: ResetOnDrop,

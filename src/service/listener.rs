@@ -1,7 +1,7 @@
 //! Tunnels from any number of connections, one after another.
 
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -79,6 +79,16 @@ impl<A: Accept> Listener<A> {
         poll_fn(|cx| self.poll_accept_tunnel(cx)).await
     }
 
+    /// Has each tunnel served in a task that ends with its connection at the latest. `None` is one whose client has gone.
+    pub(super) async fn serve<F, T>(self, drain: Watch, tunnel: F)
+    where
+        F: Fn(Option<(TunnelStream, Peer)>) -> T + Clone + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let Self { inner, answer } = self.with_drain(drain);
+        inner.serve(move |incoming| tunnel(open(incoming, &answer))).await;
+    }
+
     fn poll_accept_tunnel(&mut self, cx: &mut Context<'_>) -> Poll<Option<(TunnelStream, Peer)>> {
         loop {
             let Some(incoming) = ready!(self.inner.poll_accept(cx)) else { return Poll::Ready(None) };
@@ -98,7 +108,7 @@ fn open(incoming: Incoming, answer: &Metadata) -> Option<(TunnelStream, Peer)> {
     match incoming.accept(answer) {
         Ok(tunnel) => Some((tunnel, peer)),
         Err(error) => {
-            tracing::debug!(peer = %peer.identity(), target = %peer.authority(), %error, "given up by the client");
+            tracing::debug!(peer = %peer.identity(), target = %peer.authority(), %error, "canceled by the client");
             None
         }
     }

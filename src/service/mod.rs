@@ -1,11 +1,11 @@
 //! HTTP on HBONE, in both directions, for the stacks that are built on hyper.
 //!
-//! * A server takes tunnels from a [`Listener`] as a plain one takes sockets. [`serve`] runs any tower service on one: an
+//! * A server accepts tunnels from a [`Listener`] as a plain one accepts sockets. [`serve`] runs any tower service on one: an
 //!   `axum::Router`, a `tonic::service::Routes`, a service of your own. No proxy stands in front of it, and each request says
 //!   who sent it: its extensions hold a [`Peer`] with the verified identity.
-//! * A client dials through [`Connector`](crate::connector::Connector), which is a `tower` service from a URI to a byte stream. Any
-//!   client takes it that lets its connector be chosen: hyper-util's `Client::builder(..).build(connector)`, tonic's
-//!   `Endpoint::connect_with_connector(connector)`. Responses that hyper-util's client hands out have a [`Peer`], too.
+//! * A client dials through [`Connector`](crate::connector::Connector), which is a `tower` service from a URI to a byte stream, for
+//!   any client whose connector can be chosen: hyper-util's `Client::builder(..).build(connector)`, tonic's
+//!   `Endpoint::connect_with_connector(connector)`. The responses of hyper-util's client have a [`Peer`], too.
 //!
 //! The TLS of HBONE is underneath, so what runs in a tunnel is plain HTTP, whatever the scheme of its URI.
 //!

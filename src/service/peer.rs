@@ -7,7 +7,7 @@ use crate::authority::Authority;
 use crate::identity::SpiffeId;
 use crate::metadata::Metadata;
 
-/// The other end of a tunnel: in the extensions of the requests that a server gets from there, and of the responses that a
+/// The other end of a tunnel: in the extensions of the requests that a server receives through it, and of the responses that a
 /// client does. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Peer(Arc<Inner>);
@@ -46,7 +46,7 @@ impl Peer {
     }
 
     /// The address that its connection came from, at a server whose [`Accept`](crate::io::Accept) knows it. It may be that of a
-    /// proxy or a gateway on the way.
+    /// gateway on the way.
     pub fn address(&self) -> Option<SocketAddr> {
         self.0.address
     }

@@ -12,7 +12,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower_service::Service;
 
@@ -31,11 +30,11 @@ const FIRST_REQUEST: Duration = Duration::from_secs(2);
 /// `service` is cloned for each tunnel, and for each request in it. An `axum::Router` is such a service, so is
 /// `tonic::service::Routes`.
 ///
-/// When the drain starts, no more connections and tunnels are taken, running requests finish, and so does the first request of a
-/// tunnel that has just been opened; by force, all connections are broken and the requests dropped.
+/// When the drain starts, no more connections and tunnels are accepted, running requests finish, and so does the first request of a
+/// tunnel that has just been opened. When its time is over, all connections are broken and the requests dropped.
 ///
 /// What goes wrong with a single connection, tunnel or request is logged at `debug` and ends nothing else. Must be called on a
-/// tokio runtime. When the future is dropped, requests are dropped, too, and no more tunnels are taken.
+/// tokio runtime. When the future is dropped, all connections are broken and the requests dropped.
 pub async fn serve<A, S, B>(listener: Listener<A>, service: S, drain: Watch)
 where
     A: Accept,
@@ -46,29 +45,17 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    // The connections are what a report counts.
     let watch = drain.uncounted();
-    let mut listener = listener.with_drain(drain);
-    let mut tunnels = JoinSet::new();
-    let all = async {
-        loop {
-            tokio::select! {
-                opened = listener.accept() => match opened {
-                    Some((tunnel, peer)) => {
-                        tunnels.spawn(serve_tunnel(tunnel, peer, service.clone(), watch.clone()));
-                    }
-                    None => break,
-                },
-                Some(_) = tunnels.join_next(), if !tunnels.is_empty() => {}
+    listener
+        .serve(drain, move |opened| {
+            let (service, watch) = (service.clone(), watch.clone());
+            async move {
+                if let Some((tunnel, peer)) = opened {
+                    serve_tunnel(tunnel, peer, service, watch).await;
+                }
             }
-        }
-        // A request may take its time though its connection is gone.
-        while tunnels.join_next().await.is_some() {}
-    };
-    tokio::select! {
-        () = all => {}
-        () = watch.forced() => {}
-    }
+        })
+        .await;
 }
 
 async fn serve_tunnel<S, B>(tunnel: TunnelStream, peer: Peer, service: S, drain: Watch)
