@@ -14,7 +14,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::authority::Authority;
 use crate::config::Config;
 use crate::conn::{
-    Description, EarlyDataCell, Maintenance, OpenTunnel, Permits, Shared, SharedPermit, Traffic, Transport, client_builder,
+    Description, EarlyDataCell, Maintenance, OpenTunnel, Permits, Shared, SharedPermit, Traffic, Transport,
+    client_builder,
 };
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;

@@ -197,7 +197,7 @@ impl Opening {
 
     fn tls_done<IO>(&mut self, stream: &TlsStream<IO>) {
         self.about.peer_identity = Some(stream.peer_identity().clone());
-        self.about.local_identity = Some(stream.local_certificate().identity().clone());
+        self.about.local_identity = stream.local_certificate().map(|own| own.identity().clone());
         self.handshake.tls = Some(self.since.elapsed());
     }
 
