@@ -21,8 +21,8 @@ use crate::tls::{Acceptor, TlsStream};
 /// Serves connections: all that is the same for those of one server, and the registry of those that are live. Cheap to clone;
 /// clones share the registry.
 ///
-/// [`Listener`](super::Listener) adds an accept loop. Who accepts byte streams elsewhere, on several threads for example, gives
-/// each to [`serve`](Self::serve).
+/// [`Listener`](super::Listener) adds an accept loop. With one of your own, on several threads for example, give each byte stream
+/// to [`serve`](Self::serve).
 #[derive(Clone, Debug)]
 pub struct ConnectionServer {
     acceptor: Acceptor,

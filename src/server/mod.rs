@@ -1,8 +1,7 @@
 //! Servers, from one byte stream to many connections.
 //!
 //! * [`handshake`] and [`Server`]: HTTP/2 on a byte stream of any kind, polled by the caller. Nothing is spawned.
-//! * [`ConnectionServer`]: a whole connection, with TLS, a task for each tunnel, and a drain. For those who accept byte streams
-//!   themselves.
+//! * [`ConnectionServer`]: whole connections, with TLS, a task for each tunnel, and a drain. For an accept loop of your own.
 //! * [`Listener`]: an accept loop around it, which hands out tunnels or has each served.
 //!
 //! The latter two keep a registry of their live [`Connections`], and tell an [`Observer`] what happens.
@@ -93,7 +92,7 @@ where
     Builder::new().handshake(io).await
 }
 
-/// [`handshake`] with more to say.
+/// [`handshake`] with settings.
 #[derive(Clone, Debug)]
 pub struct Builder {
     config: Arc<Config>,
@@ -169,7 +168,7 @@ where
     /// Waits for the next tunnel that the peer asks for, and moves all frames meanwhile. `None` when the connection has
     /// ended in order; after an error, too.
     ///
-    /// What is no CONNECT with a valid authority is answered with 400 and not returned. Cancel safe.
+    /// A request that is not a CONNECT with a valid authority is answered with 400 and not returned. Cancel safe.
     ///
     /// # Errors
     ///
