@@ -1,12 +1,12 @@
 //! What a tunnel costs in throughput, over loopback TCP.
 //!
-//! 1. Bulk through a plain mutual-TLS session of tokio-rustls (depth 0), HBONE (depth 1) and nested HBONE (depth 2), side by
-//!    side.
+//! 1. Bulk through a plain mutual-TLS session of tokio-rustls (depth 0), HBONE (depth 1) and nested HBONE (depth 2),
+//!    side by side.
 //! 2. One busy tunnel alone, and beside eight tunnels of the same connection whose readers have stopped.
 //!
-//! The rounds are interleaved, so that a noisy machine hits all alike; compare the ratios of the medians. Each measurement
-//! has a runtime of its own with two threads. `cargo bench --bench tunnel -- [--mib N] [--rounds N] [--only DEPTH]`; with
-//! `--test` it only shows that it runs.
+//! The rounds are interleaved, so that a noisy machine hits all alike; compare the ratios of the medians. Each
+//! measurement has a runtime of its own with two threads. `cargo bench --bench tunnel -- [--mib N] [--rounds N] [--only
+//! DEPTH]`; with `--test` it only shows that it runs.
 
 #[path = "common/mod.rs"]
 mod common;

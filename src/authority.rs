@@ -38,7 +38,7 @@ pub struct HostPort {
     port: u16,
 }
 
-/// Why a text is no [`Authority`].
+/// Why a text is not an [`Authority`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AuthorityError {
@@ -54,13 +54,13 @@ pub enum AuthorityError {
     BadPort,
     /// An IPv6 zone, which means nothing to another machine.
     Zone,
-    /// What stands in brackets is no IPv6 address.
+    /// What stands in brackets is not an IPv6 address.
     BadIpv6,
     /// An IPv6 address must stand in brackets.
     UnbracketedIpv6,
-    /// Digits and dots that are no IPv4 address.
+    /// Digits and dots that are not an IPv4 address.
     BadIpv4,
-    /// No valid DNS name.
+    /// Not a valid DNS name.
     BadName,
 }
 
@@ -69,7 +69,8 @@ impl Authority {
     ///
     /// # Errors
     ///
-    /// When `host` is no DNS name or `port` is 0. An IP address is not a name: use [`Authority::from`] a [`SocketAddr`].
+    /// When `host` is not a DNS name or `port` is 0. An IP address is not a name: use [`Authority::from`] a
+    /// [`SocketAddr`].
     pub fn name(host: &str, port: u16) -> Result<Self, AuthorityError> {
         if port == 0 {
             return Err(AuthorityError::BadPort);
@@ -151,7 +152,8 @@ impl fmt::Display for Authority {
     }
 }
 
-/// An IPv4 address and port as text. The standard library's formatting takes ten times as long, which is 5 % of what a new tunnel costs.
+/// An IPv4 address and port as text. The standard library's formatting takes ten times as long, which is 5 % of what a
+/// new tunnel costs.
 struct V4Text {
     bytes: [u8; "255.255.255.255:65535".len()],
     len: usize,

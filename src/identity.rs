@@ -10,9 +10,9 @@ const MAX_TRUST_DOMAIN: usize = 255;
 
 /// The identity of a workload: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
 ///
-/// Parsing takes exactly this form, nothing before, between or after it. Identities of another form, as SPIRE issues them,
-/// are made by [`SpiffeId::with_path`] and [`SpiffeId::from_any_path`], and certificates with them let in only where that is
-/// chosen. Identities are compared as a whole and never by prefix.
+/// Parsing takes exactly this form, nothing before, between or after it. Identities of another form, as SPIRE issues
+/// them, are made by [`SpiffeId::with_path`] and [`SpiffeId::from_any_path`], and certificates with them let in only
+/// where that is chosen. Identities are compared as a whole and never by prefix.
 ///
 /// ```
 /// use hbone::SpiffeId;
@@ -41,7 +41,8 @@ enum IdPath {
     Other(String),
 }
 
-/// The name of a trust domain, such as `cluster.local` (SPIFFE-ID, section 2.1): lower-case letters, digits, `.`, `-`, `_`.
+/// The name of a trust domain, such as `cluster.local` (SPIFFE-ID, section 2.1): lower-case letters, digits, `.`, `-`,
+/// `_`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrustDomain(Arc<str>);
 
@@ -57,9 +58,9 @@ pub struct TrustDomains {
 
 /// The identities that a client accepts at the far end of one hop. An empty set, which is the default, accepts nobody.
 ///
-/// Collected from [`SpiffeId`]s, it accepts these only. [`trust_domain`](Self::trust_domain) and [`any`](Self::any) accept
-/// peers that are not known by name: whoever can get a certificate from one of the roots may then answer in place of the
-/// peer that is meant.
+/// Collected from [`SpiffeId`]s, it accepts these only. [`trust_domain`](Self::trust_domain) and [`any`](Self::any)
+/// accept peers that are not known by name: whoever can get a certificate from one of the roots may then answer in
+/// place of the peer that is meant.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct AcceptedIdentities(Accepted);
 
@@ -77,7 +78,7 @@ impl Default for Accepted {
     }
 }
 
-/// Why a text is no [`SpiffeId`] or [`TrustDomain`].
+/// Why a text is not a [`SpiffeId`] or [`TrustDomain`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SpiffeIdError {
@@ -244,7 +245,7 @@ impl TrustDomains {
         Self { only: None, any_path: false }
     }
 
-    /// Adds trust domains that count as the own one.
+    /// Adds trust domains that count as its own.
     pub fn with_aliases(mut self, aliases: impl IntoIterator<Item = TrustDomain>) -> Self {
         if let Some(only) = &mut self.only {
             let mut others: Vec<_> = only[1..].iter().cloned().chain(aliases).collect();
@@ -255,8 +256,8 @@ impl TrustDomains {
         self
     }
 
-    /// Lets in identities of any form, as SPIRE issues them, rather than only those of Kubernetes workloads. Policies that
-    /// name namespaces or service accounts do not match them.
+    /// Lets in identities of any form, as SPIRE issues them, rather than only those of Kubernetes workloads. Policies
+    /// that name namespaces or service accounts do not match them.
     pub fn with_any_path(mut self) -> Self {
         self.any_path = true;
         self

@@ -1,5 +1,5 @@
-//! Plain mutual TLS by tokio-rustls, without this crate: what everything else is compared to. Same provider, version and
-//! first cipher suite; the peer's chain is verified, and who it is is not looked at.
+//! Plain mutual TLS by tokio-rustls, without this crate: what everything else is compared to. Same provider, version
+//! and first cipher suite; the peer's chain is verified, and who it is is not looked at.
 
 use std::io;
 use std::sync::Arc;

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The token of a piece of work that a [`Balance`](super::Balance) has placed. Dropping it says that the work is over, so
-/// it has to travel with the tunnel and be dropped when that ends.
+/// The token of a piece of work that a [`Balance`](super::Balance) has placed. Dropping it says that the work is over,
+/// so it has to travel with the tunnel and be dropped when that ends.
 ///
 /// Clones are the same token: the work is over when the last one is gone.
 #[derive(Clone, Default)]
@@ -19,8 +19,8 @@ impl InFlight {
         Self(None)
     }
 
-    /// A token that holds this until the work is over. What is to happen then belongs into its `Drop`, which may run on any
-    /// thread and must not block.
+    /// A token that holds this until the work is over. What is to happen then belongs into its `Drop`, which may run on
+    /// any thread and must not block.
     pub fn new(held: impl Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(held)))
     }

@@ -4,16 +4,16 @@ use super::in_flight::Loads;
 use super::random::Random;
 use super::{Balance, Candidate, Pick};
 
-/// Draws two candidates at random, each in proportion to its weight, and takes the less busy of them: the one with the lower
-/// `(in flight + 1) / weight`. When neither has anything in flight the first drawn is taken, so that an idle client spreads
-/// by weight.
+/// Draws two candidates at random, each in proportion to its weight, and takes the less busy of them: the one with the
+/// lower `(in flight + 1) / weight`. When neither has anything in flight the first drawn is taken, so that an idle
+/// client spreads by weight.
 ///
-/// This is the power of two choices (Mitzenmacher), as in Envoy's *weighted least request* and tower's `p2c`: nearly as even
-/// as comparing all, and many clients with the same view do not all rush to the same endpoint. Envoy changes to another
-/// algorithm where weights differ; here they count in both the draw and the comparison.
+/// This is the power of two choices (Mitzenmacher), as in Envoy's *weighted least request* and tower's `p2c`: nearly as
+/// even as comparing all, and many clients with the same view do not all rush to the same endpoint. Envoy changes to
+/// another algorithm where weights differ; here they count in both the draw and the comparison.
 ///
-/// What is in flight is what this balancer has placed and what has not ended yet, over all services. Clients don't know of
-/// each other's.
+/// What is in flight is what this balancer has placed and what has not ended yet, over all services. Clients don't know
+/// of each other's.
 #[derive(Debug)]
 pub struct LeastRequests {
     random: Random,

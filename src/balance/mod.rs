@@ -7,7 +7,7 @@
 //! | [`LeastRequests`] | the less busy of two at random | what is in flight |
 //! | [`LocalityTiers`] | the nearest tier, and any of the above inside of it | what is in flight, if tiers may be full |
 //!
-//! [`health`] says which endpoints to leave out because they failed of late.
+//! [`health`] says which endpoints to leave out because they failed recently.
 
 mod in_flight;
 mod least_requests;
@@ -51,20 +51,20 @@ pub struct Pick {
     pub in_flight: InFlight,
 }
 
-/// A way to choose among endpoints. Health has been seen to before.
+/// A way to choose among endpoints. Health has been taken care of by then.
 ///
 /// # Contract
 ///
 /// * [`pick`](Self::pick) returns `None` if and only if nobody has weight. A candidate of weight 0 is never picked.
-/// * It may be called from many threads at a time, and under a lock: it does not block on anything but a short lock of its
-///   own, and does no I/O.
-/// * The index refers to the slice, which may differ from call to call. One balancer serves many services, so the slice is
-///   not all that there is.
-/// * The token in [`Pick::in_flight`] is dropped when the work *ends*: when a tunnel has been relayed to its end, not when
-///   its 200 has arrived. It may be dropped on any thread, also after the endpoint is gone from the mesh or the balancer has
-///   been dropped.
-/// * Endpoints are known by uid, and those that disappear are forgotten: what a balancer remembers is bounded by what is in
-///   flight and what is in the mesh.
+/// * It may be called from many threads at a time, and under a lock: it does not block on anything but a short lock of
+///   its own, and does no I/O.
+/// * The index refers to the slice, which may differ from call to call. One balancer serves many services, so the slice
+///   is not all that there is.
+/// * The token in [`Pick::in_flight`] is dropped when the work *ends*: when a tunnel has been relayed to its end, not
+///   when its 200 has arrived. It may be dropped on any thread, also after the endpoint is gone from the mesh or the
+///   balancer has been dropped.
+/// * Endpoints are known by uid, and those that disappear are forgotten: what a balancer remembers is bounded by what
+///   is in flight and what is in the mesh.
 ///
 /// # Examples
 ///
@@ -86,8 +86,8 @@ pub trait Balance: Send + Sync + Debug {
     /// Chooses one of the candidates. `None` when nobody has weight.
     fn pick(&self, candidates: &[Candidate<'_>]) -> Option<Pick>;
 
-    /// Whether [`Candidate::rank`] matters to this policy. Default: no, and then it is only given candidates that are as
-    /// near as each other. If yes, it is given those of all tiers, and is trusted to prefer the near ones.
+    /// Whether [`Candidate::rank`] matters to this policy. Default: no, and then it is only given candidates that are
+    /// as near as each other. If yes, it is given those of all tiers, and is trusted to prefer the near ones.
     fn heeds_rank(&self) -> bool {
         false
     }

@@ -6,19 +6,20 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::{Balance, Candidate, InFlight, Pick};
 
-/// Gives each candidate its turn, in proportion to its weight and as evenly in between as can be: nginx's smooth weighted
-/// round robin (`ngx_http_upstream_round_robin.c`). Weights of 5, 1 and 1 make `a a b a c a a`, not `a a a a a b c`.
+/// Gives each candidate its turn, in proportion to its weight and as evenly in between as can be: nginx's smooth
+/// weighted round robin (`ngx_http_upstream_round_robin.c`). Weights of 5, 1 and 1 make `a a b a c a a`, not `a a a a a
+/// b c`.
 ///
-/// On each pick every candidate is owed its share of it, `weight / sum of the weights`; the one that is owed most is taken,
-/// and has had one. So over any number of picks nobody is ahead of its share by a whole one. nginx counts in weights; shares
-/// mean the same and do not go out of scale when weights change.
+/// On each pick every candidate is owed its share of it, `weight / sum of the weights`; the one that is owed most is
+/// taken, and has had one. So over any number of picks nobody is ahead of its share by a whole one. nginx counts in
+/// weights; shares mean the same and do not go out of scale when weights change.
 ///
-/// Candidates may come and go. A new one starts at a random place in the rotation, so that neither many clients that start
-/// together nor those that learn of a new endpoint together all take the same first one. What an endpoint is owed is kept by
-/// uid for as long as a snapshot of the mesh has it.
+/// Candidates may come and go. A new one starts at a random place in the rotation, so that neither many clients that
+/// start together nor those that learn of a new endpoint together all take the same first one. What an endpoint is owed
+/// is kept by uid for as long as a snapshot of the mesh has it.
 ///
-/// Services with endpoints in common have the turns of these in common as well: each endpoint gets its share of the whole.
-/// Give services with the same endpoints a balancer each where one may be called in step with the other.
+/// Services with endpoints in common have the turns of these in common as well: each endpoint gets its share of the
+/// whole. Give services with the same endpoints a balancer each where one may be called in step with the other.
 ///
 /// A pick takes time in proportion to the number of candidates.
 #[derive(Debug)]
@@ -57,8 +58,8 @@ impl RoundRobin {
         Self::starting(Some(fastrand::Rng::with_seed(seed)))
     }
 
-    /// Starts at the beginning: with the same sequence as nginx, and with the strongest endpoint or the first. Clients that
-    /// start together then all begin with that one.
+    /// Starts at the beginning: with the same sequence as nginx, and with the strongest endpoint or the first. Clients
+    /// that start together then all begin with that one.
     pub fn from_start() -> Self {
         Self::starting(None)
     }

@@ -5,24 +5,24 @@ use std::collections::BTreeMap;
 use super::in_flight::Loads;
 use super::{Balance, Candidate, Pick};
 
-/// Takes the tier with the best [rank](Candidate::rank) that has somebody with weight, and lets another policy choose inside
-/// of it.
+/// Takes the tier with the best [rank](Candidate::rank) that has somebody with weight, and lets another policy choose
+/// inside of it.
 ///
 /// # Spilling over
 ///
-/// With [`with_spill_over`](Self::with_spill_over), a tier that is full hands what is too much for it to the next one. The
-/// *load* of a tier is what it would have after this pick, by weight:
+/// With [`with_spill_over`](Self::with_spill_over), a tier that is full hands what is too much for it to the next one.
+/// The *load* of a tier is what it would have after this pick, by weight:
 ///
 /// ```text
 /// load = (in flight at its candidates + 1) / sum of their weights
 /// ```
 ///
 /// The best tier whose load is not above the limit is taken; when all are above, the one with the lowest load, and of
-/// equals the best. So when `n` pieces of work are in flight, a tier of weight `w` keeps `limit × w` of them, and the share
-/// `1 - limit × w / n` goes on to the next.
+/// equals the best. So when `n` pieces of work are in flight, a tier of weight `w` keeps `limit × w` of them, and the
+/// share `1 - limit × w / n` goes on to the next.
 ///
-/// What is in flight is what this balancer has placed at these endpoints, over all services, and what has not ended yet.
-/// Picks that are made at the very same time don't see each other, so a tier may get a few more than the limit.
+/// What is in flight is what this balancer has placed at these endpoints, over all services, and what has not ended
+/// yet. Picks that are made at the very same time don't see each other, so a tier may get a few more than the limit.
 #[derive(Debug)]
 pub struct LocalityTiers<B> {
     inner: B,
@@ -49,8 +49,8 @@ impl<B: Balance> LocalityTiers<B> {
     }
 
     /// Fills a tier only up to `limit` pieces of work (tunnels) in flight for each unit of weight. Default: no limit. A
-    /// workload's weight is its capacity, 1 where nothing else is said, so that a limit of 100 is 100 tunnels for a pod.
-    /// Raising the limit keeps more traffic near; lowering it keeps near endpoints idler.
+    /// workload's weight is its capacity, 1 where nothing else is said, so that a limit of 100 is 100 tunnels for a
+    /// pod. Raising the limit keeps more traffic near; lowering it keeps near endpoints idler.
     ///
     /// # Panics
     ///

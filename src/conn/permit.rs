@@ -31,7 +31,7 @@ pub(crate) struct Permits {
 #[derive(Debug)]
 struct Issued(Arc<Permits>);
 
-/// The connection takes no more tunnels.
+/// The connection takes no new tunnels.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Closed;
 
@@ -82,7 +82,8 @@ impl Permits {
         self.used.load(Ordering::Acquire)
     }
 
-    /// Takes over what the peer allows now. With a limit below what is open nobody gets a permit until enough have ended.
+    /// Takes over what the peer allows now. With a limit below what is open nobody gets a permit until enough have
+    /// ended.
     pub(crate) fn set_peer_limit(&self, limit: usize) {
         if self.peer.swap(limit, Ordering::AcqRel) < limit {
             self.changed.notify_waiters();

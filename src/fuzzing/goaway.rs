@@ -49,8 +49,8 @@ impl AsyncWrite for Feed {
     }
 }
 
-/// After each piece of the input: for as long as h2 finds no fault with the bytes, it knows of a GOAWAY, and of its code,
-/// exactly when the scanner has found one.
+/// After each piece of the input: for as long as h2 finds no fault with the bytes, it knows of a GOAWAY, and of its
+/// code, exactly when the scanner has found one.
 pub fn goaway(data: &[u8]) {
     let mut cx = Context::from_waker(Waker::noop());
     let feed = Feed::default();

@@ -63,9 +63,11 @@ fn authority(name: &str) -> Authority {
     Authority::name(name, 80).expect("a name")
 }
 
-/// Three bytes say how deep the path is, which hop has the hostile bytes, and whose they are; then as for the HTTP/2 targets.
+/// Three bytes say how deep the path is, which hop has the hostile bytes, and whose they are; then as for the HTTP/2
+/// targets.
 ///
-/// Each end of the path comes to an end, errors name the hop, and the connection below the hop goes on as if nothing were.
+/// Each end of the path comes to an end, errors name the hop, and the connection below the hop goes on as if nothing
+/// were.
 pub fn nested_path(data: &[u8]) {
     let Some(([depth, hop, whose], rest)) = data.split_first_chunk() else { return };
     let depth = 1 + usize::from(*depth) % 3;

@@ -9,14 +9,14 @@ use http::HeaderValue;
 /// The longest token.
 const MAX_LENGTH: usize = 64;
 
-/// How many tokens one header carries, in both directions: with ours, of 16 bytes, 2.3 KiB, and at most 8.3 KiB. A peer's
-/// header list may have [16 KiB](crate::Config::with_max_header_list_size) by default.
+/// How many tokens one header carries, in both directions: with ours, of 16 bytes, 2.3 KiB, and at most 8.3 KiB. A
+/// peer's header list may have [16 KiB](crate::Config::with_max_header_list_size) by default.
 pub(super) const MAX_TOKENS: usize = 128;
 
 /// What a gateway calls the backend that it forwarded a tunnel to. Cheap to clone.
 ///
-/// It is opaque: only whether two of them from the same gateway are equal means something, namely that both tunnels lead to
-/// the same backend. Another gateway, or the same one after a restart, may call it something else.
+/// It is opaque: only whether two of them from the same gateway are equal means something, namely that both tunnels
+/// lead to the same backend. Another gateway, or the same one after a restart, may call it something else.
 ///
 /// ```
 /// use hbone::metadata::BackendToken;
@@ -29,7 +29,7 @@ pub(super) const MAX_TOKENS: usize = 128;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendToken(Arc<str>);
 
-/// Why a text is no [`BackendToken`].
+/// Why a text is not a [`BackendToken`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BackendTokenError {
@@ -56,7 +56,7 @@ impl BackendToken {
         HeaderValue::from_str(&self.0).ok()
     }
 
-    /// The tokens of all lines, as far as they are any.
+    /// The tokens of all lines, without what is not one.
     pub(super) fn read_list<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Vec<Self> {
         let pieces = lines.into_iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
         let tokens = pieces.filter_map(|piece| Self::read(str::from_utf8(piece).ok()?));

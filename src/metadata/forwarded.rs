@@ -14,9 +14,9 @@ const MAX_HOST: usize = 260;
 
 /// Who opened the connection that is being tunnelled, and which host it asked for: the `forwarded` header (RFC 7239).
 ///
-/// It is the peer's word, for logs and metrics; nothing may be decided by it. Of a list, the first element is read, which
-/// is the one nearest to the client (RFC 7239, section 4). An address without a port, `unknown` and obfuscated names
-/// count as absent, and so do the parameters `by` and `proto`.
+/// It is the peer's word, for logs and metrics; nothing may be decided by it. Of a list, the first element is read,
+/// which is the one nearest to the client (RFC 7239, section 4). An address without a port, `unknown` and obfuscated
+/// names count as absent, and so do the parameters `by` and `proto`.
 ///
 /// ```
 /// use hbone::metadata::Forwarded;
@@ -42,8 +42,8 @@ impl Forwarded {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when it is empty, longer than a host name with its port
-    /// or not visible ASCII.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when it is empty, longer than a host name with its
+    /// port or not visible ASCII.
     pub fn with_host(mut self, host: impl Into<String>) -> Result<Self> {
         let host = host.into();
         if !valid_host(&host) {

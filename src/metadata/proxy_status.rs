@@ -15,7 +15,8 @@ const MAX_TOKEN: usize = 64;
 /// Writes a refusal, such as `hbone; error=destination_not_found; details="no service x"`.
 ///
 /// The header can carry visible ASCII and spaces only: other characters of the details become `?`, and what is over 512
-/// bytes is cut off. A reason that is no structured-field token is left out, and so is [`RefusalReason::Unspecified`].
+/// bytes is cut off. A reason that is not a structured-field token is left out, and so is
+/// [`RefusalReason::Unspecified`].
 pub(crate) fn encode(refusal: &Refusal) -> HeaderValue {
     let mut line = NAME.to_owned();
     if let Some(token) = token(refusal.reason()) {
@@ -31,8 +32,8 @@ pub(crate) fn encode(refusal: &Refusal) -> HeaderValue {
 
 /// Reads the refusal that came with `status`.
 ///
-/// Only the last member counts, which the hop nearest to the client wrote (RFC 9209, section 2): the peer itself. Without
-/// a readable error type in it the reason is [`RefusalReason::Unspecified`].
+/// Only the last member counts, which the hop nearest to the client wrote (RFC 9209, section 2): the peer itself.
+/// Without a readable error type in it the reason is [`RefusalReason::Unspecified`].
 pub(crate) fn decode(status: StatusCode, headers: &HeaderMap) -> Refusal {
     let mut reason = RefusalReason::Unspecified;
     let mut details = None;

@@ -78,7 +78,7 @@ pub struct Cidr {
     prefix_len: u8,
 }
 
-/// The text is no [`Cidr`]: neither `IP` nor `IP/length`, or the length is over 32 or 128.
+/// The text is not a [`Cidr`]: neither `IP` nor `IP/length`, or the length is over 32 or 128.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct CidrError;

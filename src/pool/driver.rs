@@ -56,8 +56,8 @@ impl ConnectionTask {
         }
     }
 
-    /// The load, whenever that makes a difference; and again and again while it is not light, since the pool forgets it when
-    /// the last tunnel ends.
+    /// The load, whenever that makes a difference; and again and again while it is not light, since the pool forgets it
+    /// when the last tunnel ends.
     fn measure(&mut self, began: Instant) -> Option<Load> {
         let at = Instant::now();
         let before = self.meter.load();

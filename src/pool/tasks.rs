@@ -1,7 +1,7 @@
 //! The pool's own tasks: one for each dial, and one for the timers. Each reports when it is lost.
 //!
-//! A task is lost when the runtime that it was started on shuts down, which drops the task. A runtime that is gone already drops
-//! it while it is being started: no task may be started under the pool's lock.
+//! A task is lost when the runtime that it was started on shuts down, which drops the task. A runtime that is gone
+//! already drops it while it is being started: no task may be started under the pool's lock.
 
 use std::any::Any;
 use std::future::Future;

@@ -112,8 +112,8 @@ pub(super) fn exclude<T>(
     candidates
 }
 
-/// Puts the endpoints into tiers by the preferences of a service that fails over. Of several tiers these are the best one's,
-/// unless `all_ranks` are wanted.
+/// Puts the endpoints into tiers by the preferences of a service that fails over. Of several tiers these are the best
+/// one's, unless `all_ranks` are wanted.
 pub(super) fn prefer<T>(
     rule: &LoadBalancing,
     source: &Workload,

@@ -9,17 +9,17 @@ use crate::balance::health::{HealthKey, Outliers};
 use crate::balance::{Balance, Candidate, InFlight, Pick};
 use crate::mesh::{Service, Workload};
 
-/// What decides where several endpoints would do: who has failed of late, and a balancer.
+/// What decides where several endpoints would do: who has failed recently, and a balancer.
 ///
-/// Endpoints, and of an endpoint in another network the gateways before it, are left out in this order, each time only as
-/// long as others are left:
+/// Endpoints, and of an endpoint in another network the gateways before it, are left out in this order, each time only
+/// as long as others are left:
 ///
 /// 1. those that [have failed this caller](Self::with_tried);
 /// 2. those that are [ejected](Self::with_health);
 /// 3. those to [pass over](Self::with_passed_over).
 ///
-/// So a caller who tries again comes to every endpoint before it comes to one for the second time, to the healthy ones first.
-/// Among those that are left the preferences of the service and the balancer choose.
+/// So a caller who tries again comes to every endpoint before it comes to one for the second time, to the healthy ones
+/// first. Among those that are left the preferences of the service and the balancer choose.
 ///
 /// ```
 /// use hbone::balance::WeightedRandom;
@@ -52,11 +52,11 @@ impl<'a> Choice<'a> {
     }
 
     /// Leaves out who is ejected at this time, as [`Outliers::admit`] does: not more of them than
-    /// [`max_ejection_percent`](crate::balance::health::OutlierConfig::with_max_ejection_percent), and nobody when all are.
-    /// That is decided twice, among the endpoints of a service in all networks and tiers, and among the gateways of the
-    /// endpoint that was chosen.
+    /// [`max_ejection_percent`](crate::balance::health::OutlierConfig::with_max_ejection_percent), and nobody when all
+    /// are. That is decided twice, among the endpoints of a service in all networks and tiers, and among the gateways
+    /// of the endpoint that was chosen.
     ///
-    /// An endpoint in the own network has the key [`HealthKey::Workload`]. A way through a gateway is ejected when the
+    /// An endpoint in its own network has the key [`HealthKey::Workload`]. A way through a gateway is ejected when the
     /// [`Gateway`](HealthKey::Gateway) or the [`GatewayService`](HealthKey::GatewayService) is; an endpoint in another
     /// network when all of the ways to it are that have not been tried. Default: nobody is left out.
     ///
@@ -67,8 +67,8 @@ impl<'a> Choice<'a> {
         self
     }
 
-    /// Endpoints and gateways that have just failed this caller: not chosen again while there is any other, ejected or not.
-    /// A way through a gateway counts as tried when either of its keys is there. Default: none.
+    /// Endpoints and gateways that have just failed this caller: not chosen again while there is any other, ejected or
+    /// not. A way through a gateway counts as tried when either of its keys is there. Default: none.
     pub fn with_tried(mut self, tried: &'a [HealthKey]) -> Self {
         self.tried = tried;
         self
@@ -85,7 +85,7 @@ impl<'a> Choice<'a> {
         self.balance.heeds_rank()
     }
 
-    /// Of an endpoint in the own network.
+    /// Of an endpoint in its own network.
     pub(super) fn endpoint(&self, workload: &Workload) -> Record {
         if self.has_no_records() { Record::default() } else { self.key(&HealthKey::Workload(workload.uid.clone())) }
     }

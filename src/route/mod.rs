@@ -4,8 +4,8 @@
 //! east-west gateway in between. All three decide as ztunnel and Istio's gateway do, except that what would be
 //! plaintext, or would skip a waypoint, is refused.
 //!
-//! Where several endpoints would do, a [`Choice`] decides. When a way turns out not to work, [`Route::blame`] says whom that
-//! speaks against, and [`is_retryable`] whether another way may work.
+//! Where several endpoints would do, a [`Choice`] decides. When a way turns out not to work, [`Route::blame`] says whom
+//! that speaks against, and [`is_retryable`] whether another way may work.
 
 mod blame;
 mod candidates;
@@ -45,11 +45,11 @@ pub struct Route {
     pub service: Option<Arc<Service>>,
     /// The gateway of the other network, where there is one on the way.
     pub gateway: Option<Arc<Workload>>,
-    /// How many other ways have not [failed this caller](Choice::with_tried), ejected ones included: endpoints in the own
-    /// network, and gateways of others.
+    /// How many other ways have not [failed this caller](Choice::with_tried), ejected ones included: endpoints in the
+    /// own network, and gateways of others.
     pub others: usize,
-    /// Counts the connection at the endpoint and the gateway that were chosen, until it is dropped together with all of its
-    /// clones.
+    /// Counts the connection at the endpoint and the gateway that were chosen, until it is dropped together with all of
+    /// its clones.
     pub in_flight: InFlight,
 }
 

@@ -19,9 +19,9 @@ use crate::connector::{Connected, Connector};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::tunnel::TunnelStream;
 
-/// Dials what a URI names: its host is the service or workload, its port that of the CONNECT. Without a port, `http` means 80
-/// and `https` 443; no other difference is made between them, since the TLS of HBONE is underneath either. Path, query and user
-/// are not looked at.
+/// Dials what a URI names: its host is the service or workload, its port that of the CONNECT. Without a port, `http`
+/// means 80 and `https` 443; no other difference is made between them, since the TLS of HBONE is underneath either.
+/// Path, query and user are not looked at.
 ///
 /// Always ready. The future must be polled on a tokio runtime; it is as cancel safe as [`Connector::connect`].
 ///
@@ -43,7 +43,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// A tunnel that an HTTP client has dialled.
+/// A tunnel that an HTTP client has dialed.
 ///
 /// As [`TunnelStream`]: shutting it down finishes this side's direction, dropping it resets it unless it was shut down.
 pub struct ConnectorStream(Connected);

@@ -12,8 +12,8 @@ use crate::error::Error;
 use crate::identity::SpiffeId;
 use crate::tls::Credentials;
 
-/// A certificate authority with its root in memory. Its keys are nowhere else, so nothing it issued outlives the process in
-/// any useful way.
+/// A certificate authority with its root in memory. Its keys are nowhere else, so nothing it issued outlives the
+/// process in any useful way.
 #[derive(Debug)]
 pub struct Ca {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -47,8 +47,8 @@ impl Ca {
     /// When the system has no randomness to give.
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
-        // Two authorities must not have the same name: a certificate of one would count as forged at the other, rather than
-        // as unknown.
+        // Two authorities must not have the same name: a certificate of one would count as forged at the other, rather
+        // than as unknown.
         params.distinguished_name = name(&format!("throwaway root {:016x}", fastrand::u64(..)));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -11,8 +11,9 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A path between two places: bytes arrive after half of its round trip, no more of them at a time than its rate allows, and
-/// none is lost. All time is tokio's, so on a paused clock a long path takes no time and measures the same each time.
+/// A path between two places: bytes arrive after half of its round trip, no more of them at a time than its rate
+/// allows, and none is lost. All time is tokio's, so on a paused clock a long path takes no time and measures the same
+/// each time.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
     one_way: Duration,
@@ -64,8 +65,8 @@ impl Link {
         2 * self.one_way
     }
 
-    /// The two ends of a new connection, with the whole path to itself. It is open at once: to open one as TCP does, wait for a
-    /// round trip first.
+    /// The two ends of a new connection, with the whole path to itself. It is open at once: to open one as TCP does,
+    /// wait for a round trip first.
     pub fn connection(&self) -> (LinkEnd, LinkEnd) {
         let way = || {
             let now = Instant::now();

@@ -1,4 +1,4 @@
-//! What is no HBONE, sent to either side; and bad requests sent to the server.
+//! Bytes that are not HBONE, sent to either side; and bad requests sent to the server.
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Uri};

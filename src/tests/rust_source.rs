@@ -120,7 +120,8 @@ fn item(code: &str) -> usize {
     code.len()
 }
 
-/// All paths of two and more segments, those from a `use` and inline ones, with what a `use` has given a name written out.
+/// All paths of two and more segments, those from a `use` and inline ones, with what a `use` has given a name written
+/// out.
 pub(super) fn imports(code: &str) -> Vec<Import> {
     let tokens = tokens(code);
     let (mut used, mut inline) = (Vec::new(), Vec::new());

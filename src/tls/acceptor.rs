@@ -49,8 +49,8 @@ struct Built {
 }
 
 impl Acceptor {
-    /// An acceptor that shows the certificate which `source` has at each handshake, and lets in workloads of the `trusted`
-    /// domains. Of `config` it uses the TLS and the linger timeout.
+    /// An acceptor that shows the certificate which `source` has at each handshake, and lets in workloads of the
+    /// `trusted` domains. Of `config` it uses the TLS and the linger timeout.
     pub fn new(source: Arc<dyn CredentialSource>, trusted: TrustDomains, config: Arc<Config>) -> Self {
         let rustls = Rustls { source, key_log: Arc::new(NoKeyLog), built: Arc::default() };
         Self { stack: Stack::Rustls(rustls), trusted, config }

@@ -62,9 +62,9 @@ impl Connector {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::IdentityNotAccepted`](crate::ErrorKind), `CertificateInvalid`, `RejectedByPeer`, `Protocol` (no TLS, no
-    /// TLS 1.3, no ALPN `h2`), `Timeout`, `Closed` or `InvalidCredentials`. That the server rejected *our* certificate
-    /// comes to light only with the first read after the handshake (RFC 8446, section 4.4.2.4).
+    /// [`ErrorKind::IdentityNotAccepted`](crate::ErrorKind), `CertificateInvalid`, `RejectedByPeer`, `Protocol` (no
+    /// TLS, no TLS 1.3, no ALPN `h2`), `Timeout`, `Closed` or `InvalidCredentials`. That the server rejected *our*
+    /// certificate comes to light only with the first read after the handshake (RFC 8446, section 4.4.2.4).
     pub async fn connect<IO>(&self, io: IO, accept: &AcceptedIdentities) -> Result<TlsStream<IO>>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -72,7 +72,8 @@ impl Connector {
         self.connect_unless(io, accept, sleep(self.time())).await.map_err(|(error, _)| error)
     }
 
-    /// [`Connector::connect`] until `late` is ready. On failure the byte stream comes back, as far as it is still there.
+    /// [`Connector::connect`] until `late` is ready. On failure the byte stream comes back, as far as it is still
+    /// there.
     pub(crate) async fn connect_unless<IO>(
         &self,
         io: IO,
@@ -159,7 +160,7 @@ impl Connector {
         self.config.tls_timeout
     }
 
-    /// What the next handshake would show. `None` while that can't be told.
+    /// What the next handshake would show. `None` while that is unknown.
     pub(crate) fn shown(&self) -> Option<Shown> {
         match &self.stack {
             Stack::Rustls { source, .. } => source.credentials().ok().map(Shown::Credentials),

@@ -17,40 +17,40 @@ use crate::error::Result;
 use crate::identity::AcceptedIdentities;
 use crate::io::{BoxStream, Stream};
 
-/// A TLS stack of your own for the client's side, in place of rustls. [`Connector::custom`](super::Connector::custom) puts it
-/// to use, in a [`Pool`](crate::pool::Pool) and in [`nested::extend`](crate::nested::extend) as well.
+/// A TLS stack of your own for the client's side, in place of rustls. [`Connector::custom`](super::Connector::custom)
+/// puts it to use, in a [`Pool`](crate::pool::Pool) and in [`nested::extend`](crate::nested::extend) as well.
 ///
 /// The other side speaks TLS 1.3 with ALPN `h2`, requires a certificate with a SPIFFE ID, and shows one.
 pub trait ClientTls: fmt::Debug + Send + Sync {
-    /// Does the handshake over `io` with a peer of one of the identities in `accept`. It is dropped when the handshake's time
-    /// is over.
+    /// Does the handshake over `io` with a peer of one of the identities in `accept`. It is dropped when the
+    /// handshake's time is over.
     ///
-    /// The identity that [`Secured`] names must have been verified: the chain against the roots, the dates, and that the peer
-    /// has the key. Whether it is accepted, the caller checks too.
+    /// The identity that [`Secured`] names must have been verified: the chain against the roots, the dates, and that
+    /// the peer has the key. Whether it is accepted, the caller checks too.
     ///
     /// # Errors
     ///
-    /// Why there is no session. An error that `io` returned explains itself, as [`Error::from_io`](crate::Error::from_io)
-    /// finds out, and is best passed on.
+    /// Why there is no session. An error that `io` returned explains itself, as
+    /// [`Error::from_io`](crate::Error::from_io) finds out, and is best passed on.
     fn connect<'a>(&'a self, io: BoxStream, accept: &'a AcceptedIdentities) -> Handshake<'a>;
 
-    /// The certificate that the next handshake would show. Asked at each checkout from a [`Pool`](crate::pool::Pool): when it
-    /// is another than before, or has expired, connections made so far take no more tunnels. `None`, the default, changes
-    /// nothing.
+    /// The certificate that the next handshake would show. Asked at each checkout from a [`Pool`](crate::pool::Pool):
+    /// when it is another than before, or has expired, connections made so far take no new tunnels. `None`, the
+    /// default, changes nothing.
     fn certificate(&self) -> Option<Certificate> {
         None
     }
 }
 
-/// A TLS stack of your own for the server's side, in place of rustls. [`Acceptor::custom`](super::Acceptor::custom) puts it
-/// to use.
+/// A TLS stack of your own for the server's side, in place of rustls. [`Acceptor::custom`](super::Acceptor::custom)
+/// puts it to use.
 ///
 /// The other side speaks TLS 1.3 with ALPN `h2`, requires a certificate with a SPIFFE ID, and shows one.
 pub trait ServerTls: fmt::Debug + Send + Sync {
     /// Does the handshake over `io`. It is dropped when the handshake's time is over.
     ///
-    /// The identity that [`Secured`] names must have been verified, as in [`ClientTls::connect`]. Whether its trust domain is
-    /// let in, the caller checks.
+    /// The identity that [`Secured`] names must have been verified, as in [`ClientTls::connect`]. Whether its trust
+    /// domain is let in, the caller checks.
     ///
     /// # Errors
     ///
@@ -71,8 +71,8 @@ pub struct Secured {
 }
 
 impl Secured {
-    /// The decrypted byte stream, and the certificate by which the peer has proved its identity. Shutting the stream down
-    /// must send `close_notify`; dropping it must not.
+    /// The decrypted byte stream, and the certificate by which the peer has proved its identity. Shutting the stream
+    /// down must send `close_notify`; dropping it must not.
     pub fn new(stream: BoxStream, peer: Certificate) -> Self {
         Self { stream, peer, peer_chain: Vec::new(), local: None, cipher_suite: None }
     }

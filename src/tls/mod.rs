@@ -1,8 +1,9 @@
-//! Mutual TLS of one hop: TLS 1.3 only, ALPN `h2` required on both sides, no SNI, identities checked before a byte of HTTP/2.
+//! Mutual TLS of one hop: TLS 1.3 only, ALPN `h2` required on both sides, no SNI, identities checked before a byte of
+//! HTTP/2.
 //!
-//! [`Connector`] checks the server's SPIFFE ID against the set that the hop accepts, [`Acceptor`] the client's trust domain.
-//! Both take their certificate from a [`CredentialSource`] at each handshake, so that a renewed one is used from the next
-//! on, and the cryptography from the [`Credentials`] that it gives: see [`provider`].
+//! [`Connector`] checks the server's SPIFFE ID against the set that the hop accepts, [`Acceptor`] the client's trust
+//! domain. Both take their certificate from a [`CredentialSource`] at each handshake, so that a renewed one is used
+//! from the next on, and the cryptography from the [`Credentials`] that it gives: see [`provider`].
 
 mod acceptor;
 mod certificate;

@@ -1,7 +1,7 @@
 //! Cryptography for TLS 1.3, as rustls wants it: a [`CryptoProvider`].
 //!
-//! Each provider that is built in is here by its name, whichever others there are. Any other one, such as a FIPS build of
-//! aws-lc-rs, can be handed to [`CredentialsBuilder::with_provider`](super::CredentialsBuilder::with_provider).
+//! Each provider that is built in is here by its name, whichever others there are. Any other one, such as a FIPS build
+//! of aws-lc-rs, can be handed to [`CredentialsBuilder::with_provider`](super::CredentialsBuilder::with_provider).
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,8 +20,8 @@ pub fn installed() -> Option<Arc<CryptoProvider>> {
 
 /// aws-lc-rs.
 ///
-/// AES-128-GCM comes first: it is what Envoy picks too, and costs a fifth less than AES-256-GCM. The key exchange offered
-/// first is X25519MLKEM768, safe against recorded traffic being read by a quantum computer later.
+/// AES-128-GCM comes first: it is what Envoy picks too, and costs a fifth less than AES-256-GCM. The key exchange
+/// offered first is X25519MLKEM768, safe against recorded traffic being read by a quantum computer later.
 #[cfg(feature = "aws-lc-rs")]
 pub fn aws_lc_rs() -> Arc<CryptoProvider> {
     use rustls::crypto::aws_lc_rs::{cipher_suite as cs, default_provider, kx_group as kx};

@@ -7,12 +7,13 @@ use tokio::sync::watch;
 use super::{CredentialSource, Credentials, Ready};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 
-/// Credentials that whoever watches files, an agent or a certificate authority replaces while connections use them. Clones
-/// are the same credentials.
+/// Credentials that whoever watches files, an agent or a certificate authority replaces while connections use them.
+/// Clones are the same credentials.
 ///
-/// What is new was checked as a whole when it became [`Credentials`]: the key belongs to the certificate, the certificate to
-/// one of the roots, and none has expired. Where that fails, the last good ones stay. Handshakes begun from then on show the
-/// new certificate, connections of a [`Pool`](crate::pool::Pool) take no more tunnels, and the open tunnels go on.
+/// What is new was checked as a whole when it became [`Credentials`]: the key belongs to the certificate, the
+/// certificate to one of the roots, and none has expired. Where that fails, the last good ones stay. Handshakes begun
+/// from then on show the new certificate, connections of a [`Pool`](crate::pool::Pool) take no new tunnels, and the
+/// open tunnels go on.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -46,13 +47,13 @@ impl ReloadingCredentials {
         Self::default()
     }
 
-    /// Takes what was `loaded` anew, and says whether that is another certificate, or trusts other roots, than before. When
-    /// loading failed, the last good credentials stay, as does the reason, until the next call.
+    /// Takes what was `loaded` anew, and says whether that is another certificate, or trusts other roots, than before.
+    /// When loading failed, the last good credentials stay, as does the reason, until the next call.
     ///
     /// # Errors
     ///
-    /// Why loading failed. [`ErrorKind::InvalidCredentials`] for credentials of another identity than before: who shares
-    /// connections, and what policies say, depends on it.
+    /// Why loading failed. [`ErrorKind::InvalidCredentials`] for credentials of another identity than before: who
+    /// shares connections, and what policies say, depends on it.
     pub fn update(&self, loaded: Result<Credentials>) -> Result<bool> {
         let mut result = Ok(false);
         self.0.send_if_modified(|state| {

@@ -7,8 +7,8 @@ use std::task::{Context, Poll, ready};
 use rustls::Connection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How much of what was encrypted waits for a flush before it is sent. tokio-rustls sends with each write, which makes each
-/// frame of HTTP/2 a system call; and rustls' own limit of 64 KiB cuts the tail off a frame of that size.
+/// How much of what was encrypted waits for a flush before it is sent. tokio-rustls sends with each write, which makes
+/// each frame of HTTP/2 a system call; and rustls' own limit of 64 KiB cuts the tail off a frame of that size.
 const WRITE_BUFFER: usize = 256 << 10;
 
 /// A byte stream and the session on it.
@@ -144,7 +144,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     }
 }
 
-/// A byte stream as rustls wants it: what would have to wait is [`io::ErrorKind::WouldBlock`], and the task is woken later.
+/// A byte stream as rustls wants it: what would have to wait is [`io::ErrorKind::WouldBlock`], and the task is woken
+/// later.
 struct Blocking<'a, 'b, IO> {
     io: &'a mut IO,
     cx: &'a mut Context<'b>,

@@ -11,11 +11,11 @@ use super::stream::failed;
 use super::validity::Utc;
 use crate::error::{ErrorKind, Result, Side};
 
-/// The credentials of one identity, as they come and go: asked at each handshake, so that a renewed certificate is used from
-/// the next handshake on.
+/// The credentials of one identity, as they come and go: asked at each handshake, so that a renewed certificate is used
+/// from the next handshake on.
 ///
-/// [`Credentials`] are a source that never changes; [`ReloadingCredentials`](super::ReloadingCredentials) are replaced by
-/// whoever holds them. Implement it for an agent or a certificate authority:
+/// [`Credentials`] are a source that never changes; [`ReloadingCredentials`](super::ReloadingCredentials) are replaced
+/// by whoever holds them. Implement it for an agent or a certificate authority:
 ///
 /// ```
 /// use std::io;
@@ -41,18 +41,18 @@ use crate::error::{ErrorKind, Result, Side};
 /// }
 /// ```
 pub trait CredentialSource: fmt::Debug + Send + Sync {
-    /// The credentials to use now. Also asked at each checkout from a [`Pool`](crate::pool::Pool), whose connections are
-    /// replaced once these are others than before: by certificate and roots, so that they may be loaded anew each time. Must
-    /// not block.
+    /// The credentials to use now. Also asked at each checkout from a [`Pool`](crate::pool::Pool), whose connections
+    /// are replaced once these are others than before: by certificate and roots, so that they may be loaded anew each
+    /// time. Must not block.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::WouldBlock`] when there are none yet: the handshake awaits [`ready`](Self::ready), and asks once
-    /// more. Anything else fails the handshake at once, with this as its cause.
+    /// [`io::ErrorKind::WouldBlock`] when there are none yet: the handshake awaits [`ready`](Self::ready), and asks
+    /// once more. Anything else fails the handshake at once, with this as its cause.
     fn credentials(&self) -> io::Result<Credentials>;
 
-    /// Waits until [`credentials`](Self::credentials) has something else to say than `WouldBlock`. Several handshakes may
-    /// wait at a time. It is dropped, and must then leave nothing behind, when the handshake's time is over.
+    /// Waits until [`credentials`](Self::credentials) has something else to say than `WouldBlock`. Several handshakes
+    /// may wait at a time. It is dropped, and must then leave nothing behind, when the handshake's time is over.
     ///
     /// Ready at once by default: a handshake without credentials then fails.
     fn ready(&self) -> Ready<'_> {
@@ -81,8 +81,8 @@ pub(super) async fn current(source: &dyn CredentialSource) -> Result<Credentials
     now.map_err(|e| failed(ErrorKind::InvalidCredentials, Side::Local).with_source(e))
 }
 
-/// Refuses credentials that have expired by `now`. A server shows them all the same, so that its clients learn why it can't
-/// be talked to; a client's would only come back as an alert, which does not say whose fault it is.
+/// Refuses credentials that have expired by `now`. A server shows them all the same, so that its clients learn why it
+/// can't be talked to; a client's would only come back as an alert, which does not say whose fault it is.
 pub(super) fn check_expiry(credentials: &Credentials, now: SystemTime) -> Result<()> {
     let certificate = credentials.certificate();
     if !certificate.has_expired(now) {

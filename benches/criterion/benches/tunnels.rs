@@ -1,4 +1,5 @@
-//! Messages in one direction: how deep, through how many tunnels at a time, of which size. Bytes and messages per second.
+//! Messages in one direction: how deep, through how many tunnels at a time, of which size. Bytes and messages per
+//! second.
 
 #[path = "../../common/mod.rs"]
 mod common;

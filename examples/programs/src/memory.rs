@@ -13,8 +13,9 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// How long a thread without much to do may keep pieces of freed memory for itself.
 const KEEP: Duration = Duration::from_secs(10);
 
-/// Has each worker, and the current runtime's thread, give back what it keeps for itself, from time to time. A busy thread soon has
-/// it again, and one that has no more to do would keep it for good: pieces of pages that nobody else can use.
+/// Has each worker, and the current runtime's thread, give back what it keeps for itself, from time to time. A busy
+/// thread soon has it again, and one that has no more to do would keep it for good: pieces of pages that nobody else
+/// can use.
 pub(crate) fn keep_little(workers: &WorkerSet) {
     for runtime in workers.handles().chain([&Handle::current()]) {
         runtime.spawn(async {

@@ -1,5 +1,5 @@
-//! TLS as a program outside of this crate may bring it: keys that are not files, secrets that are logged, other SPIFFE IDs, a
-//! stack of its own.
+//! TLS as a program outside of this crate may bring it: keys that are not files, secrets that are logged, other SPIFFE
+//! IDs, a stack of its own.
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::io;

@@ -32,8 +32,8 @@ impl<H: Handle, W> State<H, W> {
         self.start_pending(now);
     }
 
-    /// A dial was dropped before it had an outcome. That says nothing about the peer, and the waiters know better where to
-    /// dial again.
+    /// A dial was dropped before it had an outcome. That says nothing about the peer, and the waiters know better where
+    /// to dial again.
     pub(in crate::pool) fn dial_lost(&mut self, dial: ConnId, now: Instant) {
         let Some(id) = self.entry_of.remove(&dial) else { return };
         if let Some(entry) = self.entries.get_mut(&id) {
@@ -109,8 +109,8 @@ impl<H: Handle, W> State<H, W> {
         });
         entry.find_duplicates();
         if parent_drains {
-            // What the peer has let in runs to its end. So the waiters are served, as the next connection may fare no better
-            // with a peer that goes away each time; callers that come later are not.
+            // What the peer has let in runs to its end. So the waiters are served, as the next connection may fare no
+            // better with a peer that goes away each time; callers that come later are not.
             if !parent_is_gone {
                 self.serve(id, now);
             }
@@ -172,8 +172,8 @@ impl<H: Handle, W> State<H, W> {
         self.make_room(now);
     }
 
-    /// Opens one more connection that nobody waits for, if it would help. Only where the key is in use: one that has just
-    /// lost a connection may never be asked for again.
+    /// Opens one more connection that nobody waits for, if it would help. Only where the key is in use: one that has
+    /// just lost a connection may never be asked for again.
     pub(super) fn grow(&mut self, id: EntryId, now: Instant) {
         if self.entries.get(&id).is_some_and(|entry| entry.wants_to_grow(&self.limits, now)) {
             self.start(id, 1, now);
@@ -217,7 +217,8 @@ impl<H: Handle, W> State<H, W> {
         self.make_room(now);
     }
 
-    /// Retires the connections that have been idle for the longest time, until as many are closing as dials are pending.
+    /// Retires the connections that have been idle for the longest time, until as many are closing as dials are
+    /// pending.
     fn make_room(&mut self, now: Instant) {
         if self.pending_dials.is_empty() {
             return;

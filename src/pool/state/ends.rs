@@ -21,7 +21,7 @@ impl<H: Handle, W> State<H, W> {
         self.settle(id, now);
     }
 
-    /// A connection, and everything that runs through it, shall take no more tunnels.
+    /// A connection, and everything that runs through it, shall take no new tunnels.
     pub(in crate::pool) fn drain(&mut self, conn: ConnId, now: Instant) {
         self.retire(conn, Retire::Draining, now);
     }

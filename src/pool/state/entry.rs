@@ -44,7 +44,7 @@ pub(super) struct Waiting<W> {
 pub(super) struct Conn<H> {
     pub(super) id: ConnId,
     pub(super) parent: Option<ConnId>,
-    /// `None` once it takes no more tunnels.
+    /// `None` once it takes no new tunnels.
     pub(super) handle: Option<H>,
     /// Permits that are out.
     pub(super) open: usize,
@@ -62,8 +62,8 @@ pub(super) struct Conn<H> {
     pub(super) draining: bool,
 }
 
-/// So many recent permits more than another connection's weigh as one open tunnel, [up to](MAX_RECENT_WEIGHT) a few. That
-/// makes up for what a connection got while it was the only one, without overrunning one that has just arrived.
+/// So many recent permits more than another connection's weigh as one open tunnel, [up to](MAX_RECENT_WEIGHT) a few.
+/// That makes up for what a connection got while it was the only one, without overrunning one that has just arrived.
 const RECENT_PER_OPEN: usize = 64;
 const MAX_RECENT_WEIGHT: usize = 2;
 
@@ -117,13 +117,13 @@ impl<H: Handle, W> Entry<H, W> {
         }
     }
 
-    /// Which connection gets the next tunnel, if any has room: connections within their age before aged ones, and ones whose
-    /// thread has time left before saturated ones.
+    /// Which connection gets the next tunnel, if any has room: connections within their age before aged ones, and ones
+    /// whose thread has time left before saturated ones.
     ///
     /// In a spread, the backend with the fewest tunnels; among equals the one with the fewest recent permits, so that a
-    /// connection that arrived late catches up at once; else at random. Among connections to the same backend one without
-    /// bulk, then the one with the most tunnels, then the oldest: small writes leave together, and the others become idle and
-    /// are closed.
+    /// connection that arrived late catches up at once; else at random. Among connections to the same backend one
+    /// without bulk, then the one with the most tunnels, then the oldest: small writes leave together, and the others
+    /// become idle and are closed.
     pub(super) fn pick(&self, rng: &mut fastrand::Rng) -> Option<usize> {
         let with_room = || self.conns.iter().enumerate().filter(|(_, conn)| conn.has_room());
         let backends = self.backends();
@@ -188,7 +188,8 @@ impl<H: Handle, W> Entry<H, W> {
         backends
     }
 
-    /// The open and recent permits of the backend that `conn` leads to. Zero where all connections lead to the same one.
+    /// The open and recent permits of the backend that `conn` leads to. Zero where all connections lead to the same
+    /// one.
     fn at_backend(&self, conn: &Conn<H>, backends: &[(&BackendId, usize, usize)]) -> (usize, usize) {
         if !matches!(self.reuse, Reuse::Spread(_)) {
             return (0, 0);

@@ -52,7 +52,7 @@ pub(super) trait Handle: Clone {
     fn limit(&self) -> usize;
     /// Whether the peer's SETTINGS, with the number of tunnels that it allows, have not arrived yet.
     fn awaits_settings(&self) -> bool;
-    /// Whether it takes no more tunnels.
+    /// Whether it takes no new tunnels.
     fn is_closed(&self) -> bool;
 }
 
@@ -71,8 +71,8 @@ pub(super) struct Limits {
     pub(super) back_off: (Duration, Duration),
 }
 
-/// The idle timeout of a connection beside another one to the same backend: what a burst of tunnels needed should not stay
-/// for as long as an only connection does.
+/// The idle timeout of a connection beside another one to the same backend: what a burst of tunnels needed should not
+/// stay for as long as an only connection does.
 const REDUNDANT_IDLE: Duration = Duration::from_secs(15);
 
 /// The right to open one tunnel on a connection. Return it with [`State::release`].
@@ -109,7 +109,7 @@ pub(super) struct Dialed<H> {
     pub(super) backend: Option<BackendId>,
 }
 
-/// Why a connection takes no more tunnels.
+/// Why a connection takes no new tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Retire {
     /// It, or a connection that it runs through, is about to end.
@@ -149,7 +149,8 @@ pub(super) struct State<H, W> {
     actions: Vec<Action<H, W>>,
 }
 
-/// A spread may miss this many times its number of backends before it backs off: as many misses as chance alone makes likely.
+/// A spread may miss this many times its number of backends before it backs off: as many misses as chance alone makes
+/// likely.
 const FREE_MISSES: u32 = 2;
 /// The back-off after the first miss beyond those, and the longest.
 const MISS_BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
@@ -252,7 +253,8 @@ impl<H: Handle, W> State<H, W> {
         self.start_pending(now);
     }
 
-    /// Serves waiters from the connections there are, dials for the rest, and removes the entry if nothing is left of it.
+    /// Serves waiters from the connections there are, dials for the rest, and removes the entry if nothing is left of
+    /// it.
     fn settle(&mut self, id: EntryId, now: Instant) {
         self.serve(id, now);
         self.dial(id, now);
@@ -346,8 +348,8 @@ impl<H: Handle, W> State<H, W> {
                 assert_eq!(self.entry_of.get(conn), Some(id), "a connection is found where it is");
             }
             if entry.waiters.is_empty() || !cfg!(any(fuzzing, test)) {
-                // A connection's driver may have found room since the machine looked, and will report it: only handles that
-                // stand still between events, as in the simulation, can be held to the rest.
+                // A connection's driver may have found room since the machine looked, and will report it: only handles
+                // that stand still between events, as in the simulation, can be held to the rest.
             } else if let Some(conn) = entry.conns.iter().find(|conn| conn.has_room()) {
                 panic!("a caller waits although there is room on {}", conn.id);
             }

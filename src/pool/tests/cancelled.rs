@@ -8,8 +8,8 @@ use super::super::PoolConfig;
 use super::world::{Command, World, assert_unused, connect, direct, echoes, quiet, secs, tasks, through};
 use crate::path::Reuse;
 
-/// At most this many turns of the runtime pass before a caller goes: about as many as a tunnel takes on a connection that
-/// is there, and as a cold nested connection takes.
+/// At most this many turns of the runtime pass before a caller goes: about as many as a tunnel takes on a connection
+/// that is there, and as a cold nested connection takes.
 const TURNS: [usize; 2] = [6, 60];
 
 #[rstest]

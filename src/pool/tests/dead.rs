@@ -132,7 +132,7 @@ async fn who_runs_out_of_time_says_where_at_any_depth(#[case] death: Death, #[ca
     let error = connect(&pool, &source, &through(1, Reuse::Shared)).await.unwrap_err();
     assert_eq!(begin.elapsed(), secs(5));
     assert_eq!((error.kind(), error.hop()), (&ErrorKind::Timeout, Some(hop)), "{error:?}");
-    // Who waits for another dial may be the first to run out of time.
+    // A caller that waits for another dial may be the first to run out of time.
     assert!([layer, Layer::Dial].contains(&error.layer()), "{error:?}");
 }
 

@@ -19,7 +19,8 @@ fn replace(args: &mut [String], flag: &str, value: &str) {
     args[at + 1] = value.to_owned();
 }
 
-/// Runs it, and compares all that it says, with the directory of its files as DIR, its addresses as NET and times as TIME.
+/// Runs it, and compares all that it says, with the directory of its files as DIR, its addresses as NET and times as
+/// TIME.
 async fn fails(mesh: &Mesh, program: &str, args: &[String], error: &str) {
     let ended = run(program, args).await;
     let [a, b, c, _] = mesh.ip(0).octets();

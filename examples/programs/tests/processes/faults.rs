@@ -1,11 +1,12 @@
-//! Peers that die, stall, refuse and come back, under a load of 64 short connections at a time. None of them may fail, and
-//! what has come back gets its share again.
+//! Peers that die, stall, refuse and come back, under a load of 64 short connections at a time. None of them may fail,
+//! and what has come back gets its share again.
 //!
-//! A connection whose tunnel was open in a process that was killed is cut: its bytes may have been on the way, so nobody may
-//! send them again. These are counted, and nothing else may happen to any connection: all that had no 200 yet gets one.
+//! A connection whose tunnel was open in a process that was killed is cut: its bytes may have been on the way, so
+//! nobody may send them again. These are counted, and nothing else may happen to any connection: all that had no 200
+//! yet gets one.
 //!
-//! Each scenario runs for one and a half seconds beside the time that start and recovery take. To run them for longer, and to see their
-//! figures:
+//! Each scenario runs for one and a half seconds beside the time that start and recovery take. To run them for longer,
+//! and to see their figures:
 //!
 //! ```sh
 //! HBONE_FAULT_SECONDS=10 cargo test --release --test processes faults -- --nocapture

@@ -1,4 +1,5 @@
-//! Two clusters on loopback. Each test has a /24 of its own, so that all can run at the same time on the ports of the mesh.
+//! Two clusters on loopback. Each test has a /24 of its own, so that all can run at the same time on the ports of the
+//! mesh.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

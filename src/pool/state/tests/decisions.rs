@@ -147,7 +147,7 @@ fn a_peer_that_has_not_told_its_limit_is_given_time_and_one_that_allows_little_a
     }
     let conn = sim.land_as(0, None, 2, true);
     assert_eq!((sim.granted.len(), sim.dials.len()), (2, 0));
-    // It allows just what was used before it told.
+    // It allows just what was used before it announced that.
     sim.limit(conn, 2);
     assert_eq!((sim.granted.len(), sim.dials.len()), (2, 1));
 }

@@ -47,7 +47,7 @@ pub(super) struct SimConn {
     pub(super) nested: usize,
     /// The machine has let go of it.
     pub(super) dropped: bool,
-    /// It, or a connection that it runs through, takes no more tunnels.
+    /// It, or a connection that it runs through, takes no new tunnels.
     pub(super) draining: bool,
 }
 

@@ -11,7 +11,8 @@ use tokio::time::{Instant, sleep_until};
 
 /// Bytes per second: 100 Mb/s.
 const RATE: f64 = 12.5e6;
-/// So little may wait in the link itself: what is behind it queues at the sender, as before a router with a short queue.
+/// So little may wait in the link itself: what is behind it queues at the sender, as before a router with a short
+/// queue.
 pub(crate) const QUEUE: u32 = 64 << 10;
 const PIECE: usize = 16 << 10;
 /// Timers are as coarse as a millisecond; a link that was woken late may catch up so much.

@@ -81,7 +81,8 @@ impl Host {
         Ok(Self::parse(&text).ok_or_else(|| format!("/proc/stat: not as expected: {text}"))?)
     }
 
-    /// The first line: user, nice, system, idle, iowait, irq, softirq, steal; the guests' time after that is in user already.
+    /// The first line: user, nice, system, idle, iowait, irq, softirq, steal; the guests' time after that is in user
+    /// already.
     fn parse(text: &str) -> Option<Self> {
         let ticks = text.lines().next()?.strip_prefix("cpu ")?.split_whitespace().take(8);
         let ticks = ticks.map(|field| field.parse().ok()).collect::<Option<Vec<u64>>>()?;

@@ -1,5 +1,5 @@
-//! The steps that show what becomes of many connections: how few handshakes they cost, and what they lose when something
-//! dies under them, which is nothing that was not already running there.
+//! The steps that show what becomes of many connections: how few handshakes they cost, and what they lose when
+//! something dies under them, which is nothing that was not already running there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -42,8 +42,8 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Short connections to the service through a SOCKS5 proxy, so and so many at a time: connect, send a line, get the pod's
-/// name, close.
+/// Short connections to the service through a SOCKS5 proxy, so and so many at a time: connect, send a line, get the
+/// pod's name, close.
 pub(super) struct Load {
     shared: Arc<Shared>,
     workers: JoinSet<()>,
@@ -180,8 +180,8 @@ pub(super) fn answer(listener: TcpListener, name: &'static str) {
 }
 
 impl Report {
-    /// What failed and should not have, a line for each: everything except those whose tunnels were open when something was
-    /// killed, and so began before `killed`.
+    /// What failed and should not have, a line for each: everything except those whose tunnels were open when something
+    /// was killed, and so began before `killed`.
     pub(super) fn lost(&self, killed: Option<Instant>) -> String {
         let allowed = |record: &&Record| match &record.outcome {
             Outcome::Answered { .. } => true,
