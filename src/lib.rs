@@ -54,7 +54,7 @@
 //!
 //! A handshake returns a cheap handle and a driver (or a server to be polled) and spawns nothing: the caller decides where
 //! these run. What keeps many connections does spawn: a [`pool::Pool`], and with it the [`connector::Connector`],
-//! the roles of [`proxy`], and [`service`]; each says so. Decisions (routes, identities, policies,
+//! [`server::Listener`], the roles of [`proxy`], and [`service`]; each says so. Decisions (routes, identities, policies,
 //! balancing, which connection to use) are pure functions of a [`mesh::Snapshot`], a time, and what has happened.
 //!
 //! # Where to look
@@ -64,6 +64,7 @@
 //! | reach a service by its name | [`connector`] |
 //! | open and accept tunnels | [`client`], [`server`], [`TunnelStream`], [`nested`] |
 //! | share connections | [`pool`], [`Path`], [`Reuse`] |
+//! | serve many connections | [`server::Listener`] |
 //! | set limits and timeouts | [`Config`] |
 //! | bring certificates, or a TLS stack | [`tls::CredentialSource`], [`tls::Credentials`] |
 //! | say who a tunnel is for, and read it | [`metadata`] |
