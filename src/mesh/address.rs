@@ -1,4 +1,4 @@
-//! Names and addresses of the mesh, as types that can't be mixed up.
+//! Names and addresses in the mesh, as distinct types.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -12,8 +12,8 @@ use crate::authority::{Authority, AuthorityError};
 /// The HBONE port where none is given.
 pub(crate) const HBONE_PORT: u16 = 15008;
 
-/// The name of a network: inside of one all addresses are unique and reach each other. The empty name is valid, and
-/// is that of a mesh with one network.
+/// The name of a network, in which addresses are unique and reachable from each other. The empty name is valid, and is that
+/// of the only network in a mesh without others.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Network(Arc<str>);
 
@@ -30,8 +30,10 @@ pub struct NamespacedHostname {
     pub hostname: Hostname,
 }
 
-/// An address in a network, written `network/IP`. Networks may use the same addresses, so neither part stands alone.
+/// An address in a network, written `network/IP`. Networks may use the same addresses, so neither part identifies anything
+/// by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct NetworkAddress {
     /// The network.
     pub network: Network,
@@ -41,6 +43,7 @@ pub struct NetworkAddress {
 
 /// Where a gateway or waypoint is (`istio.workload.GatewayAddress`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct GatewayAddress {
     /// Its address or its service.
     pub destination: GatewayDestination,
@@ -58,11 +61,11 @@ pub enum GatewayDestination {
     Hostname(NamespacedHostname),
 }
 
-/// Service ports, each with the port of the workload that it leads to.
+/// Service ports, each with the target port of the workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ports(BTreeMap<u16, u16>);
 
-/// Why a text is no address or name of the mesh.
+/// Why a text is not an address or name in the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AddressError {
@@ -70,7 +73,7 @@ pub enum AddressError {
     NotNetworkAddress,
     /// Not of the form `namespace/hostname`.
     NotNamespacedHostname,
-    /// The hostname is no valid DNS name.
+    /// The hostname is not a valid DNS name.
     BadHostname(AuthorityError),
 }
 

@@ -1,4 +1,4 @@
-//! Services: one name, behind which stand endpoints in one or more networks.
+//! Services: a name for endpoints in one or more networks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::address::{GatewayAddress, NamespacedHostname, NetworkAddress, Ports};
 use crate::identity::AcceptedIdentities;
 
-/// A name with ports, behind which stand workloads (`istio.workload.Service`).
+/// A name with ports, served by workloads (`istio.workload.Service`).
 ///
 /// [`Service::new`] gives one with the defaults below; set what differs. The same hostname in the same namespace is the
 /// same service in every cluster.
@@ -19,13 +19,13 @@ pub struct Service {
     pub key: NamespacedHostname,
     /// Its virtual addresses, each valid in one network only. Default: none.
     pub vips: Vec<NetworkAddress>,
-    /// Its ports, each with the target port that holds where an endpoint does not name its own. Default: none.
+    /// Its ports, each with the target port for endpoints that don't name their own. Default: none.
     pub ports: Ports,
-    /// Who may terminate its connections in other networks. Default: nobody, so that it can't be reached there.
+    /// The identities that may terminate its connections in other networks. Default: none, so that it can't be reached there.
     pub subject_alt_names: AcceptedIdentities,
     /// How an endpoint is chosen.
     pub load_balancing: LoadBalancing,
-    /// The waypoint that connections to it have to pass. Default: none.
+    /// The waypoint that connections to it go through. Default: none.
     pub waypoint: Option<GatewayAddress>,
     /// Whether other clusters may reach it. Default: [`ServiceScope::Global`].
     pub scope: ServiceScope,
@@ -33,12 +33,11 @@ pub struct Service {
 
 /// Whether other clusters may reach a service through the gateway.
 ///
-/// WDS has no such field: the control plane tells a gateway only of services that it may serve. So global is the
-/// default of a snapshot that comes from there.
+/// WDS has no such field: a control plane sends a gateway only the services that it may serve. So the default is global.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ServiceScope {
-    /// Only inside of its own cluster.
+    /// Only within its own cluster.
     Local,
     /// From all clusters.
     #[default]
@@ -51,7 +50,7 @@ pub enum ServiceScope {
 pub struct LoadBalancing {
     /// What the preferences mean. Default: [`LoadBalancingMode::Standard`].
     pub mode: LoadBalancingMode,
-    /// What an endpoint should have in common with the client, the most important first. Default: nothing.
+    /// What an endpoint should have in common with the client, the most important first. Default: none.
     pub preferences: Vec<LoadBalancingScope>,
     /// Whether endpoints have to be healthy. Default: [`HealthPolicy::OnlyHealthy`].
     pub health_policy: HealthPolicy,
@@ -68,11 +67,11 @@ pub enum LoadBalancingMode {
     Strict,
     /// The endpoints that meet the most of them.
     Failover,
-    /// Connect to the address that the client asked for, which is not supported here.
+    /// Connect to the address that the client dialed, which is not supported here.
     Passthrough,
 }
 
-/// What an endpoint can have in common with a client (`istio.workload.LoadBalancing.Scope`).
+/// What an endpoint may have in common with a client (`istio.workload.LoadBalancing.Scope`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LoadBalancingScope {
@@ -90,14 +89,14 @@ pub enum LoadBalancingScope {
     Network,
 }
 
-/// Whether endpoints have to be healthy (`istio.workload.LoadBalancing.HealthPolicy`).
+/// Which endpoints are eligible by health (`istio.workload.LoadBalancing.HealthPolicy`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HealthPolicy {
-    /// Yes.
+    /// The healthy ones.
     #[default]
     OnlyHealthy,
-    /// No.
+    /// All.
     AllowAll,
 }
 

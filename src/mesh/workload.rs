@@ -1,4 +1,4 @@
-//! Workloads: what runs somewhere, under an identity.
+//! Workloads: what runs, where, and under which identity.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,8 +10,8 @@ use crate::identity::{SpiffeId, TrustDomain};
 use crate::metadata::{Baggage, WorkloadType};
 use crate::policy::PolicyName;
 
-/// Something that runs: a pod, a machine outside, a gateway, or what stands for all endpoints that a service has in
-/// another network (`istio.workload.Workload`).
+/// A pod, a virtual machine, a gateway, or a placeholder for all endpoints of a service in another network
+/// (`istio.workload.Workload`).
 ///
 /// [`Workload::new`] gives one with the defaults below; set what differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,33 +22,33 @@ pub struct Workload {
     /// Its name in its namespace.
     pub name: Arc<str>,
     identity: SpiffeId,
-    /// Its addresses in its network. None for what stands for the endpoints of another network. Default: none.
+    /// Its addresses in its network; a placeholder has none. Default: none.
     pub addresses: Vec<IpAddr>,
     /// A name of its own. Default: none.
     pub hostname: Option<Hostname>,
     /// Its network. Default: the one with the empty name.
     pub network: Network,
-    /// Whether it shares its node's addresses, so that they don't tell it apart. Default: false.
+    /// Whether its addresses are its node's, so that they don't identify it. Default: false.
     pub host_network: bool,
     /// How it is reached. Default: [`Protocol::None`].
     pub protocol: Protocol,
-    /// The node that it runs on. Default: empty, for not known.
+    /// The node that it runs on. Default: empty, for unknown.
     pub node: Arc<str>,
     /// The cluster that it is part of. Default: empty.
     pub cluster: Arc<str>,
-    /// Where it runs. Default: not known.
+    /// Where it runs. Default: unknown.
     pub locality: Locality,
     /// The services that it is an endpoint of, each with its own target ports. Default: none.
     pub services: BTreeMap<NamespacedHostname, Ports>,
     /// The gateway through which other networks reach it. Default: none.
     pub network_gateway: Option<GatewayAddress>,
-    /// The waypoint that connections to it have to pass. Default: none.
+    /// The waypoint that connections to it go through. Default: none.
     pub waypoint: Option<GatewayAddress>,
     /// The policies that select it, besides those of its namespace and of the mesh. Default: none.
     pub authorization_policies: Vec<PolicyName>,
     /// Whether it is ready. Default: [`Status::Healthy`].
     pub status: Status,
-    /// Its weight; of what stands for other endpoints, how many of them are ready. 0 gets no traffic. Default: 1.
+    /// Its weight; of a placeholder, the number of ready endpoints. 0 gets no traffic. Default: 1.
     pub capacity: u32,
     /// The application that it belongs to, for telemetry. Default: empty.
     pub canonical_name: Arc<str>,
@@ -58,7 +58,7 @@ pub struct Workload {
     pub workload_type: WorkloadType,
     /// The name of what created it, for telemetry. Default: empty.
     pub workload_name: Arc<str>,
-    /// How the proxy that serves it hands connections on. Default: as they are.
+    /// How its proxy hands connections to the application. Default: as they are.
     pub application_tunnel: Option<ApplicationTunnel>,
 }
 
@@ -66,7 +66,7 @@ pub struct Workload {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Protocol {
-    /// It is not in the mesh. This crate does not connect to it, since that would be plaintext.
+    /// Not by the mesh. This crate does not connect to it, since that would be plaintext.
     #[default]
     None,
     /// HBONE.
@@ -166,7 +166,7 @@ impl Workload {
         self.identity.namespace()
     }
 
-    /// What a proxy tells its peers of the workload that it stands for. For display only, on both sides.
+    /// The baggage by which its proxy describes it to peers. For display only, on both sides.
     pub fn baggage(&self) -> Baggage {
         let (kind, name) = match &*self.workload_name {
             "" => (WorkloadType::Pod, &*self.name),

@@ -1,4 +1,4 @@
-//! What a rule compares.
+//! Rules, and how they match.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,22 +8,34 @@ use std::sync::Arc;
 use super::ConnectionInfo;
 use crate::identity::SpiffeId;
 
-/// Matches if all of its clauses do; without any it matches everything.
+/// Matches if all of its clauses do; without clauses it matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Rule {
-    /// The clauses, mostly one each for from, to and when.
+    /// The clauses, usually one each for from, to and when.
     pub clauses: Vec<Clause>,
 }
 
-/// Matches if one of its matches does; without any it matches everything.
+/// Matches if any of its matches does; without matches it matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Clause {
     /// The alternatives.
     pub matches: Vec<Match>,
 }
 
-/// Matches if all of its conditions hold; without any condition it never matches.
+/// Matches if all of its conditions are met; without conditions it never matches.
+///
+/// ```
+/// use hbone::policy::{Clause, Condition, Match, Rule, StringMatch};
+///
+/// let mut from_shop = Match::default();
+/// from_shop.namespaces = Condition { any_of: vec![StringMatch::Exact("shop".into())], ..Condition::default() };
+/// let rule = Rule::new([Clause::new([from_shop])]);
+/// # assert_eq!(rule.clauses.len(), 1);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Match {
     /// The peer's namespace.
     pub namespaces: Condition<StringMatch>,
@@ -33,18 +45,18 @@ pub struct Match {
     pub service_accounts: Condition<ServiceAccountMatch>,
     /// Where the connection comes from.
     pub source_ips: Condition<Cidr>,
-    /// The address that the tunnel leads to.
+    /// The address behind the tunnel.
     pub destination_ips: Condition<Cidr>,
-    /// The port that the tunnel leads to: the workload's own, not the service's and not the HBONE port.
+    /// The port behind the tunnel: the workload's, not the service's and not the HBONE port.
     pub destination_ports: Condition<u16>,
 }
 
-/// Holds if the value is one of `any_of`, or that is empty, and is none of `none_of`.
+/// Met if the value matches any of `any_of`, or that is empty, and none of `none_of`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition<T> {
-    /// The values of which one has to match. Empty: no such demand.
+    /// The patterns of which one has to match. Empty: any value will do.
     pub any_of: Vec<T>,
-    /// The values of which none may match.
+    /// The patterns of which none may match.
     pub none_of: Vec<T>,
 }
 
@@ -62,8 +74,9 @@ pub enum StringMatch {
     Presence,
 }
 
-/// A service account, whatever its trust domain.
+/// A service account in any trust domain.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct ServiceAccountMatch {
     /// Its namespace.
     pub namespace: Arc<str>,
@@ -84,12 +97,22 @@ pub struct Cidr {
 pub struct CidrError;
 
 impl Rule {
+    /// A rule with these clauses.
+    pub fn new(clauses: impl IntoIterator<Item = Clause>) -> Self {
+        Self { clauses: clauses.into_iter().collect() }
+    }
+
     pub(super) fn matches(&self, conn: &ConnectionInfo<'_>, unknown: bool) -> bool {
         self.clauses.iter().all(|clause| clause.matches(conn, unknown))
     }
 }
 
 impl Clause {
+    /// A clause with these alternatives.
+    pub fn new(matches: impl IntoIterator<Item = Match>) -> Self {
+        Self { matches: matches.into_iter().collect() }
+    }
+
     fn matches(&self, conn: &ConnectionInfo<'_>, unknown: bool) -> bool {
         self.matches.is_empty() || self.matches.iter().any(|m| m.matches(conn, unknown))
     }
@@ -121,7 +144,7 @@ impl Match {
 }
 
 impl<T> Condition<T> {
-    /// Whether it demands nothing.
+    /// Whether any value meets it.
     pub fn is_empty(&self) -> bool {
         self.any_of.is_empty() && self.none_of.is_empty()
     }
@@ -138,7 +161,7 @@ impl<T> Default for Condition<T> {
 }
 
 impl StringMatch {
-    /// Whether the text fits the pattern.
+    /// Whether the text matches.
     pub fn matches(&self, text: &str) -> bool {
         match self {
             Self::Exact(exact) => text == &**exact,
@@ -148,7 +171,7 @@ impl StringMatch {
         }
     }
 
-    /// Whether the identity fits the pattern. Patterns are written without `spiffe://`; one that has it means the same.
+    /// Whether the identity matches. Patterns are written without `spiffe://`; with it they mean the same.
     pub fn matches_principal(&self, id: &SpiffeId) -> bool {
         let text = id.to_string();
         let bare = text.strip_prefix("spiffe://").unwrap_or(&text);
@@ -157,6 +180,11 @@ impl StringMatch {
 }
 
 impl ServiceAccountMatch {
+    /// The service account `namespace`/`service_account`.
+    pub fn new(namespace: impl Into<Arc<str>>, service_account: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), service_account: service_account.into() }
+    }
+
     /// Whether the identity is this service account's, in any trust domain.
     pub fn matches(&self, id: &SpiffeId) -> bool {
         *self.namespace == *id.namespace() && *self.service_account == *id.service_account()

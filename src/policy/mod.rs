@@ -1,11 +1,13 @@
 //! Authorization by identity, address and port, as in ambient meshes (`istio.security.Authorization`, layer 4).
 //!
-//! Which policies hold for a workload is the mesh's to say
-//! ([`Snapshot::policies_for`](crate::mesh::Snapshot::policies_for)); [`authorize`] decides over them. The order is
-//! ztunnel's: a DENY that matches decides; else, without any ALLOW policy, everybody is let in; else an ALLOW has to
-//! match. Two things differ from ztunnel, both towards denying. A policy that a workload names and that the mesh does
-//! not have denies, where ztunnel skips it. And a condition on a source address that is not known counts as met in a
-//! DENY policy and as not met in an ALLOW policy.
+//! [`Snapshot::policies_for`](crate::mesh::Snapshot::policies_for) finds the policies that apply to a workload;
+//! [`authorize`] evaluates them. The order is ztunnel's: a DENY policy that matches decides; else, without any ALLOW policy,
+//! the connection is allowed; else an ALLOW policy has to match. Where ztunnel would let a connection through for lack of
+//! knowledge, this module denies it:
+//!
+//! - A policy that a workload names and the mesh does not have denies; ztunnel skips it.
+//! - A policy that can't be read [denies](Policy::unreadable) whatever it might deny.
+//! - A condition on an unknown source address is met in a DENY policy, and not met in an ALLOW policy.
 
 mod matching;
 
@@ -32,11 +34,11 @@ pub struct PolicyName {
 pub struct Policy {
     /// Its name.
     pub name: PolicyName,
-    /// For which workloads it holds.
+    /// Which workloads it applies to.
     pub scope: Scope,
-    /// What a match means.
+    /// What happens on a match.
     pub action: Action,
-    /// The rules, one of which has to match. Without any the policy matches nobody: an ALLOW without rules denies all.
+    /// The rules, any of which has to match. Without rules the policy matches no connection, so that an ALLOW denies all.
     pub rules: Vec<Rule>,
     /// Only report what the policy would match. Default: false.
     pub dry_run: bool,
@@ -50,7 +52,7 @@ enum StandIn {
     Unreadable,
 }
 
-/// For which workloads a [`Policy`] holds.
+/// Which workloads a [`Policy`] applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Scope {
@@ -58,33 +60,41 @@ pub enum Scope {
     Global,
     /// All in the policy's namespace.
     Namespace,
-    /// Those that name it.
+    /// Those whose [`authorization_policies`](crate::mesh::Workload::authorization_policies) name it.
     WorkloadSelector,
 }
 
-/// What it means that a [`Policy`] matches.
+/// What happens when a [`Policy`] matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Action {
-    /// The connection is let in, unless a DENY policy matches too.
+    /// The connection is allowed, unless a DENY policy matches too.
     Allow,
-    /// The connection is turned down.
+    /// The connection is denied.
     Deny,
 }
 
 /// A connection to decide on.
+///
+/// ```
+/// use hbone::policy::ConnectionInfo;
+///
+/// let peer = "spiffe://cluster.local/ns/shop/sa/web".parse()?;
+/// let info = ConnectionInfo::new(&peer, "10.0.0.1:8080".parse()?).with_source_ip("10.0.0.2".parse()?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct ConnectionInfo<'a> {
     /// The identity that the client proved.
     pub peer: &'a SpiffeId,
-    /// Where the client's connection comes from; behind a gateway that is the gateway's address. `None` where it is not
-    /// known.
+    /// Where the client's connection comes from; behind a gateway that is the gateway's address. Default: unknown.
     pub source_ip: Option<IpAddr>,
-    /// The workload's address and the port that the tunnel leads to, which is not the HBONE port.
+    /// The workload's address and the port behind the tunnel, which is not the HBONE port.
     pub destination: SocketAddr,
 }
 
-/// The outcome of [`authorize`].
+/// The result of [`authorize`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verdict {
@@ -98,18 +108,31 @@ pub struct Verdict {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Decision {
-    /// Let in: no ALLOW policy holds here and no DENY policy matches.
+    /// Allowed: no ALLOW policy applies and no DENY policy matches.
     AllowedByDefault,
-    /// Let in by this policy.
+    /// Allowed by this policy.
     AllowedBy(PolicyName),
-    /// Turned down by this policy.
+    /// Denied by this policy.
     DeniedBy(PolicyName),
-    /// Turned down, as the workload names this policy and the mesh does not have it.
+    /// Denied: the workload names this policy and the mesh does not have it.
     DeniedAsMissing(PolicyName),
-    /// Turned down, as this policy may be about the connection and can't be read.
+    /// Denied: this policy applies and can't be read.
     DeniedAsUnreadable(PolicyName),
-    /// Turned down, as none of the ALLOW policies that hold here matches.
+    /// Denied: ALLOW policies apply and none matches.
     DeniedByDefault,
+}
+
+impl<'a> ConnectionInfo<'a> {
+    /// A connection of `peer` to `destination`, from an unknown address.
+    pub fn new(peer: &'a SpiffeId, destination: SocketAddr) -> Self {
+        Self { peer, source_ip: None, destination }
+    }
+
+    /// Sets where the connection comes from.
+    pub fn with_source_ip(mut self, source_ip: IpAddr) -> Self {
+        self.source_ip = Some(source_ip);
+        self
+    }
 }
 
 impl PolicyName {
@@ -120,18 +143,18 @@ impl PolicyName {
 }
 
 impl Policy {
-    /// A policy without rules: an ALLOW of this kind denies all, a DENY does nothing.
+    /// A policy without rules: an ALLOW denies all connections, a DENY none.
     pub fn new(name: PolicyName, scope: Scope, action: Action) -> Self {
         Self { name, scope, action, rules: Vec::new(), dry_run: false, stand_in: None }
     }
 
-    /// What stands in for a policy that a workload names and the mesh does not have: it denies everybody.
+    /// A stand-in for a policy that a workload names and the mesh does not have. It denies all connections.
     pub fn missing(name: PolicyName) -> Self {
         Self { stand_in: Some(StandIn::Missing), ..Self::deny_all(name, Scope::WorkloadSelector) }
     }
 
-    /// What stands in for a policy that is there and can't be read: it lets nobody in whom the policy might turn away. An
-    /// ALLOW allows nobody then; a DENY, and one whose action can't be read either, denies everybody.
+    /// A stand-in for a policy that exists and can't be read. It denies whatever the policy might deny: as an ALLOW it allows
+    /// nothing; as a DENY, or if the action can't be read either, it denies all connections.
     pub fn unreadable(name: PolicyName, scope: Scope, action: Option<Action>) -> Self {
         let policy = match action {
             Some(Action::Allow) => Self::new(name, scope, Action::Allow),
@@ -154,14 +177,14 @@ impl Policy {
         self.stand_in == Some(StandIn::Unreadable)
     }
 
-    /// Whether one of the rules matches. What can't be known counts against the peer.
+    /// Whether one of the rules matches. What is unknown counts against the peer.
     pub fn matches(&self, conn: &ConnectionInfo<'_>) -> bool {
         let unknown = self.action == Action::Deny;
         self.rules.iter().any(|rule| rule.matches(conn, unknown))
     }
 }
 
-/// Decides on a connection, over the policies that hold for its destination.
+/// Evaluates the policies that apply to a connection's destination.
 ///
 /// The policies may come in any order. Of several that match, the verdict names the first.
 pub fn authorize<P>(policies: impl IntoIterator<Item = P>, conn: &ConnectionInfo<'_>) -> Verdict
@@ -204,7 +227,7 @@ impl AsRef<Policy> for Policy {
 }
 
 impl Verdict {
-    /// Whether the connection is let in.
+    /// Whether the connection is allowed.
     pub fn is_allowed(&self) -> bool {
         matches!(self.decision, Decision::AllowedByDefault | Decision::AllowedBy(_))
     }
@@ -232,7 +255,7 @@ impl FromStr for PolicyName {
     }
 }
 
-/// The text is no [`PolicyName`]: not of the form `namespace/name`.
+/// The text is not a [`PolicyName`], `namespace/name`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PolicyNameError;
@@ -260,7 +283,7 @@ impl fmt::Display for Verdict {
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AllowedByDefault => f.write_str("allowed, as no ALLOW policy holds here"),
+            Self::AllowedByDefault => f.write_str("allowed, as no ALLOW policy applies"),
             Self::AllowedBy(name) => write!(f, "allowed by policy {name}"),
             Self::DeniedBy(name) => write!(f, "denied by policy {name}"),
             Self::DeniedAsMissing(name) => {

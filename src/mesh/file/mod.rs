@@ -303,7 +303,7 @@ fn ports(at: &At<'_>) -> Result<Ports, Fault> {
             _ => return Err(target.error(format_args!("{key:?} is not a port from 1 to 65535"))),
         };
         if ports.iter().any(|(other, _)| *other == service) {
-            return Err(target.error("stands here twice"));
+            return Err(target.error("is set twice"));
         }
         ports.push((service, port(&target)?));
     }

@@ -135,6 +135,10 @@ impl<'a> At<'a> {
     pub(super) fn number<T: TryFrom<i128> + fmt::Display>(&self, max: T) -> Result<T, Fault> {
         let number = match self.node.value {
             Value::Integer(number) => T::try_from(number).ok(),
+            // JSON of protobuf may have numbers in quotes.
+            Value::Text(ref text) if text.bytes().all(|b| b.is_ascii_digit()) => {
+                text.parse().ok().and_then(|number: i128| T::try_from(number).ok())
+            }
             _ => None,
         };
         number.ok_or_else(|| self.is_not(format_args!("a number from 0 to {max}")))
@@ -194,7 +198,7 @@ impl<'a> At<'a> {
                 return Err(Fault::new(entry.line, &path, "no such field"));
             }
             if entries[..i].iter().any(|e| same_word(&e.key, &entry.key)) {
-                return Err(Fault::new(entry.line, &path, "stands here twice"));
+                return Err(Fault::new(entry.line, &path, "is set twice"));
             }
         }
         Ok(Fields { at: self, entries })
@@ -212,7 +216,7 @@ impl<'a> Fields<'a> {
     /// The field under one of two names.
     pub(super) fn either(&self, name: &str, other: &str) -> Result<Option<At<'a>>, Fault> {
         match (self.get(name), self.get(other)) {
-            (Some(_), Some(at)) => Err(at.error(format_args!("means the same as {name}, which stands here too"))),
+            (Some(_), Some(at)) => Err(at.error(format_args!("means the same as {name}, which is set too"))),
             (one, two) => Ok(one.or(two)),
         }
     }

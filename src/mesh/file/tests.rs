@@ -105,6 +105,12 @@ fn both_spellings_of_load_balancing_are_read(#[case] text: &str) {
 }
 
 #[test]
+fn ports_may_be_in_quotes() {
+    let mesh = Snapshot::parse("mesh.yaml", &format!("{SERVICE}  ports: {{'80': '8080'}}\n")).unwrap();
+    assert_eq!(mesh.services().next().unwrap().ports.target(80), Some(8080));
+}
+
+#[test]
 fn a_weighted_waypoint_counts_as_a_waypoint() {
     let text = format!("{SERVICE}  weightedWaypoints: [{{destination: {{destination: ns/w.ns}}, weight: 1}}]");
     let mesh = Snapshot::parse("mesh.yaml", &text).unwrap();
@@ -145,7 +151,7 @@ fn presence_is_read_in_each_form(#[case] text: &str) {
 )]
 #[case(WORKLOAD, "workloadIp: []", "mesh.yaml:5: workloads[0].workloadIp: no such field")]
 #[case(WORKLOAD, "workloadIps: 10.0.0.1", "mesh.yaml:5: workloads[0].workloadIps: \"10.0.0.1\" is not a list")]
-#[case(WORKLOAD, "uid: again", "mesh.yaml:5: workloads[0].uid: stands here twice")]
+#[case(WORKLOAD, "uid: again", "mesh.yaml:5: workloads[0].uid: is set twice")]
 #[case(WORKLOAD, "node: 5", "mesh.yaml:5: workloads[0].node: 5 is not a text; write it in quotes")]
 #[case(WORKLOAD, "capacity: -1", "mesh.yaml:5: workloads[0].capacity: -1 is not a number from 0 to 4294967295")]
 #[case(WORKLOAD, "capacity: 1.5", "mesh.yaml:5: workloads[0].capacity: 1.5 is not a number")]
@@ -165,7 +171,7 @@ fn presence_is_read_in_each_form(#[case] text: &str) {
 #[case(
     WORKLOAD,
     "serviceAccount: a/b",
-    "mesh.yaml:4: workloads[0].namespace: \"ns\" and service account \"a/b\" make no SPIFFE ID"
+    "mesh.yaml:4: workloads[0].namespace: \"ns\" and service account \"a/b\" make no valid SPIFFE ID"
 )]
 #[case(
     WORKLOAD,

@@ -60,7 +60,7 @@ pub(super) fn read(at: At<'_>) -> Result<Workload, Fault> {
         text => text,
     };
     let identity = SpiffeId::new(trust_domain, namespace, service_account).map_err(|e| {
-        let text = format!("{namespace:?} and service account {service_account:?} make no SPIFFE ID: {e}");
+        let text = format!("{namespace:?} and service account {service_account:?} make no valid SPIFFE ID: {e}");
         fields.get("namespace").map_or_else(|| fields.error(&text), |at| at.error(&text))
     })?;
 
@@ -98,7 +98,7 @@ pub(super) fn read(at: At<'_>) -> Result<Workload, Fault> {
             let service: NamespacedHostname =
                 key.parse().map_err(|e| at.error(format_args!("the key {key:?} is {e}")))?;
             if workload.services.insert(service, ports(&at)?).is_some() {
-                return Err(at.error("stands here twice"));
+                return Err(at.error("is set twice"));
             }
         }
     }
