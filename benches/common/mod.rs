@@ -92,7 +92,7 @@ impl Peers {
     async fn connect(&self, address: SocketAddr, depth: usize) -> client::Client {
         let accept = AcceptedIdentities::from(self.server.clone());
         let tls = self.connector.connect(ReadAhead::new(dial(address).await), &accept).await.expect("TLS");
-        let builder = client::Builder::new().config(self.config.clone());
+        let builder = client::Builder::new().with_config(self.config.clone());
         let (mut client, driver) = builder.handshake(tls).await.expect("HTTP/2");
         tokio::spawn(driver);
         for _ in 1..depth {
@@ -130,7 +130,7 @@ impl Peers {
     {
         Box::pin(async move {
             let tls = self.acceptor.accept(io).await.expect("TLS");
-            let builder = server::Builder::new().config(self.config.clone());
+            let builder = server::Builder::new().with_config(self.config.clone());
             let mut server = builder.handshake(tls).await.expect("HTTP/2");
             while let Some(Ok(incoming)) = server.accept().await {
                 let tunnel = incoming.accept(&Metadata::default()).expect("a tunnel");

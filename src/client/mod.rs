@@ -3,6 +3,7 @@
 mod driver;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use crate::conn::{
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::metadata::{FORWARDED, Metadata, TRACEPARENT};
-use crate::observe::ConnectionRole;
+use crate::observe::{ConnectionId, ConnectionRole, Observer};
 use crate::tunnel::{Opening, TunnelStream};
 
 pub use driver::Driver;
@@ -71,12 +72,18 @@ where
     Builder::new().handshake(io).await
 }
 
-/// [`handshake`] with more to say.
-#[derive(Clone, Debug, Default)]
+/// [`handshake`] with settings.
+#[derive(Clone, Debug)]
 pub struct Builder {
     config: Arc<Config>,
-    peer: Option<SpiffeId>,
     hop: usize,
+    about: Description,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self { config: Arc::default(), hop: 0, about: Description::new(ConnectionRole::Client) }
+    }
 }
 
 impl Builder {
@@ -86,22 +93,34 @@ impl Builder {
     }
 
     /// Limits and timeouts.
-    pub fn config(mut self, config: Arc<Config>) -> Self {
+    pub fn with_config(mut self, config: Arc<Config>) -> Self {
         self.config = config;
         self
     }
 
     /// Who the peer is, as [`TlsStream::peer_identity`](crate::tls::TlsStream::peer_identity) tells: tunnels and errors
     /// name it.
-    pub fn peer(mut self, identity: SpiffeId) -> Self {
-        self.peer = Some(identity);
+    pub fn with_peer_identity(mut self, identity: SpiffeId) -> Self {
+        self.about.peer_identity = Some(identity);
         self
     }
 
     /// Which hop of a path this connection is, for errors to name. Default 0, the outer one;
     /// [`nested::extend`](crate::nested::extend) counts by itself.
-    pub fn hop(mut self, hop: usize) -> Self {
+    pub fn with_hop(mut self, hop: usize) -> Self {
         self.hop = hop;
+        self
+    }
+
+    /// The address that was dialed, for events.
+    pub fn with_peer_address(mut self, address: SocketAddr) -> Self {
+        self.about.address = Some(address);
+        self
+    }
+
+    /// Who is told of the tunnels. Default: nobody.
+    pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.about.observer = Some(observer);
         self
     }
 
@@ -115,9 +134,8 @@ impl Builder {
         IO: AsyncRead + AsyncWrite + Unpin + Send,
     {
         const DOING: &str = "sending the HTTP/2 preface";
-        let Self { config, peer, hop } = self;
-        let mut about = Description::new(ConnectionRole::Client);
-        (about.hop, about.peer_identity) = (Some(hop), peer);
+        let Self { config, hop, mut about } = self;
+        (about.id, about.hop) = (ConnectionId::random(), Some(hop));
         let shared = Shared::new(&config, about);
         let transport = Transport::new(io, shared.clone(), config.linger_timeout, Side::Local);
         let batch = transport.write_batch();

@@ -53,7 +53,7 @@ pub(super) async fn server_session(data: &[u8]) -> Vec<Moved> {
 }
 
 async fn serve(setup: Setup, io: DuplexStream, mut acts: mpsc::UnboundedReceiver<(u8, Act)>) -> Vec<Moved> {
-    let mut server = match server::Builder::new().config(setup.config()).handshake(io).await {
+    let mut server = match server::Builder::new().with_config(setup.config()).handshake(io).await {
         Ok(server) => server,
         Err(error) => {
             explains_itself(&error);
@@ -163,7 +163,7 @@ pub(super) async fn client_session(data: &[u8]) -> Vec<Moved> {
     let (acts, wanted) = mpsc::unbounded_channel();
     let (over, is_over) = watch::channel(false);
     let transcript = Transcript::default();
-    let (client, driver) = client::Builder::new().config(setup.config()).handshake(near).await.expect("a start");
+    let (client, driver) = client::Builder::new().with_config(setup.config()).handshake(near).await.expect("a start");
     let driver = tokio::spawn(driver);
     let mut tunnels = Tunnels::default();
     (0..setup.opens).for_each(|n| tunnels.open(&client, n == 1));

@@ -103,7 +103,8 @@ async fn dial(io: BoxStream, plan: Plan) -> Vec<Client> {
         return clients;
     }
     let Ok(stream) = connector().connect(io, &accept).await.inspect_err(explains_itself) else { return clients };
-    let builder = client::Builder::new().config(Arc::new(Config::new())).peer(stream.peer_identity().clone());
+    let builder =
+        client::Builder::new().with_config(Arc::new(Config::new())).with_peer_identity(stream.peer_identity().clone());
     let (client, driver) = builder.handshake(stream).await.expect("a start");
     spawn(driver, &plan);
     clients.push(client);
@@ -188,7 +189,8 @@ fn serve(io: BoxStream, hop: usize, plan: Plan) -> Pin<Box<dyn Future<Output = (
         if hostile {
             return script(Box::new(stream), plan).await;
         }
-        let builder = server::Builder::new().config(plan.setup.config()).peer(stream.peer_identity().clone());
+        let builder =
+            server::Builder::new().with_config(plan.setup.config()).with_peer_identity(stream.peer_identity().clone());
         let Ok(mut server) = builder.handshake(stream).await.inspect_err(explains_itself) else { return };
         while let Some(incoming) = server.accept().await {
             let Ok(incoming) = incoming.inspect_err(explains_itself) else { continue };

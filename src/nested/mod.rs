@@ -118,8 +118,12 @@ pub(crate) async fn over(
     let (mut error, tunnel) = match tls.connect_unless(tunnel, &hop.accept, late).await {
         Ok(stream) => {
             let (peer, answer) = (stream.peer_identity().clone(), stream.inspect(|tunnel| tunnel.metadata().clone()));
-            let (client, driver) =
-                Builder::new().config(config.clone()).peer(peer).hop(index).handshake(stream).await?;
+            let (client, driver) = Builder::new()
+                .with_config(config.clone())
+                .with_peer_identity(peer)
+                .with_hop(index)
+                .handshake(stream)
+                .await?;
             return Ok(Nested { client, driver, answer });
         }
         Err(failed) => failed,

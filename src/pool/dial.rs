@@ -80,7 +80,7 @@ async fn direct(
         let stream = source.tls.connect(ReadAhead::new(stream), &hop.accept);
         let stream = by(deadline, Layer::Tls, "the TLS handshake", stream).await?;
         let peer = stream.peer_identity().clone();
-        let starting = Builder::new().config(config.clone()).peer(peer.clone()).handshake(stream);
+        let starting = Builder::new().with_config(config.clone()).with_peer_identity(peer.clone()).handshake(stream);
         let (client, driver) = by(deadline, Layer::Http2, "sending the HTTP/2 preface", starting).await?;
         Ok(NewConnection { client, driver: Box::pin(driver), identities: vec![peer], parent: None, backend: None })
     };

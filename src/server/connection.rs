@@ -8,8 +8,9 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::registry::{HandshakeCount, PeerCertificates, Stage};
-use super::{Builder, Connections, Incoming, Server};
+use super::http2::{Builder, Server};
+use super::incoming::Incoming;
+use super::registry::{Connections, HandshakeCount, PeerCertificates, Stage};
 use crate::config::Config;
 use crate::conn::Description;
 use crate::drain::Watch;
@@ -173,7 +174,9 @@ impl ConnectionServer {
         })?;
         opening.tls_done(&stream);
         let certificates = PeerCertificates { own: stream.peer_certificate().clone(), serials: stream.peer_serials() };
-        let server = Builder::described(self.config.clone(), opening.about.clone()).handshake(stream).await?;
+        let server = Builder::described(self.config.clone(), opening.about.clone())
+            .handshake_as(opening.about.id, stream)
+            .await?;
         Ok((server, certificates))
     }
 }

@@ -9,8 +9,9 @@ use std::task::{Context, Poll};
 use tokio::sync::mpsc;
 
 use super::accept::{Accepting, accept_each};
-use super::connection::Ends;
-use super::{ConnectionServer, Connections, Incoming};
+use super::connection::{ConnectionServer, Ends};
+use super::incoming::Incoming;
+use super::registry::Connections;
 use crate::drain::Watch;
 use crate::error::Result;
 use crate::io::{Accept, BoxStream};

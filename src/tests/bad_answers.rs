@@ -29,7 +29,7 @@ async fn raw_server(mut respond: impl FnMut(Respond) + Send + 'static) -> (Clien
             respond(request.unwrap().1);
         }
     });
-    let (client, driver) = client::Builder::new().peer(server_id()).handshake(near).await.unwrap();
+    let (client, driver) = client::Builder::new().with_peer_identity(server_id()).handshake(near).await.unwrap();
     (client, tokio::spawn(driver))
 }
 
@@ -316,7 +316,8 @@ async fn fail(failure: Failure) -> Error {
         }
         Failure::NoHttp2 => {
             let (near, mut far) = pipe();
-            let (client, driver) = client::Builder::new().peer(server_id()).handshake(near).await.unwrap();
+            let (client, driver) =
+                client::Builder::new().with_peer_identity(server_id()).handshake(near).await.unwrap();
             tokio::spawn(driver);
             far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
             refused(&client).await
@@ -327,7 +328,8 @@ async fn fail(failure: Failure) -> Error {
         }
         Failure::Closed => {
             let (near, far) = pipe();
-            let (client, driver) = client::Builder::new().peer(server_id()).handshake(near).await.unwrap();
+            let (client, driver) =
+                client::Builder::new().with_peer_identity(server_id()).handshake(near).await.unwrap();
             tokio::spawn(driver);
             drop(far);
             refused(&client).await
@@ -343,7 +345,8 @@ async fn fail(failure: Failure) -> Error {
                 server.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                 while server.accept().await.is_some() {}
             });
-            let (client, driver) = client::Builder::new().peer(server_id()).handshake(near).await.unwrap();
+            let (client, driver) =
+                client::Builder::new().with_peer_identity(server_id()).handshake(near).await.unwrap();
             tokio::spawn(driver);
             refused(&client).await
         }

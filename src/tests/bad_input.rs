@@ -95,7 +95,7 @@ async fn what_is_no_http_2_inside_tls_is_a_protocol_error_at_the_server(#[case] 
     let mut peer = peer.unwrap();
     peer.write_all(garbage).await.unwrap();
     peer.flush().await.unwrap();
-    let error = match server::Builder::new().peer(client_id()).handshake(session.unwrap()).await {
+    let error = match server::Builder::new().with_peer_identity(client_id()).handshake(session.unwrap()).await {
         Ok(mut server) => server.accept().await.unwrap().unwrap_err(),
         Err(error) => error,
     };
@@ -120,7 +120,8 @@ async fn what_is_no_http_2_inside_tls_is_a_protocol_error_at_the_client(#[case] 
     let mut peer = peer.unwrap();
     peer.write_all(garbage).await.unwrap();
     peer.flush().await.unwrap();
-    let (client, driver) = client::Builder::new().peer(server_id()).handshake(session.unwrap()).await.unwrap();
+    let (client, driver) =
+        client::Builder::new().with_peer_identity(server_id()).handshake(session.unwrap()).await.unwrap();
     let driver = tokio::spawn(driver);
     let error = client.connect(&authority(), &Metadata::default()).await.unwrap_err();
     for error in [error, driver.await.unwrap().unwrap_err()] {

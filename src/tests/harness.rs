@@ -134,8 +134,12 @@ impl World {
         let accept = AcceptedIdentities::from(server_id());
         let stream = self.connector.connect(io, &accept).await.unwrap();
         let peer = stream.peer_identity().clone();
-        let (mut client, driver) =
-            client::Builder::new().config(self.config.clone()).peer(peer).handshake(stream).await.unwrap();
+        let (mut client, driver) = client::Builder::new()
+            .with_config(self.config.clone())
+            .with_peer_identity(peer)
+            .handshake(stream)
+            .await
+            .unwrap();
         tokio::spawn(driver);
         for _ in 1..depth {
             let hop = self.hop();
@@ -155,7 +159,7 @@ impl World {
         Box::pin(async move {
             let stream = self.acceptor.accept(io).await.unwrap();
             let peer = stream.peer_identity().clone();
-            let builder = server::Builder::new().config(self.config.clone()).peer(peer);
+            let builder = server::Builder::new().with_config(self.config.clone()).with_peer_identity(peer);
             let mut server = builder.handshake(stream).await.unwrap();
             while let Some(Ok(incoming)) = server.accept().await {
                 if depth > 1 {
@@ -187,8 +191,8 @@ pub(super) async fn plain(
     far: impl Io + 'static,
 ) -> (Client, JoinHandle<Result<()>>, Server<impl Io + 'static>) {
     let config = Arc::new(config);
-    let serving = server::Builder::new().config(config.clone()).handshake(far);
-    let (client, driver) = client::Builder::new().config(config).handshake(near).await.unwrap();
+    let serving = server::Builder::new().with_config(config.clone()).handshake(far);
+    let (client, driver) = client::Builder::new().with_config(config).handshake(near).await.unwrap();
     let driver = tokio::spawn(driver);
     (client, driver, serving.await.unwrap())
 }

@@ -96,7 +96,8 @@ async fn the_server_lets_in_its_trust_domain_and_the_aliases_only(#[case] who: &
 async fn first_use(session: Session, hop: usize) -> Error {
     let Ok(session) = session else { return session.unwrap_err() };
     let peer = session.peer_identity().clone();
-    let (client, driver) = match client::Builder::new().peer(peer).hop(hop).handshake(session).await {
+    let (client, driver) = match client::Builder::new().with_peer_identity(peer).with_hop(hop).handshake(session).await
+    {
         Ok(ends) => ends,
         Err(error) => return error,
     };
@@ -128,7 +129,7 @@ async fn a_rejected_client_learns_it_after_the_server_has_closed(
     let (near, far) = tokio::join!(connector.connect(near, &accept), acceptor.accept(far));
     assert_eq!(far.unwrap_err().kind(), &ErrorKind::IdentityNotAccepted);
     let near = near.unwrap();
-    let (client, driver) = match client::Builder::new().peer(server_id()).handshake(near).await {
+    let (client, driver) = match client::Builder::new().with_peer_identity(server_id()).handshake(near).await {
         Ok(ends) => ends,
         Err(error) => return assert_eq!(error.to_string(), format!("hop 0, {REJECTED}")),
     };
@@ -168,11 +169,11 @@ async fn outer(ca: &Ca) -> (TunnelStream, TunnelStream, SpiffeId, SpiffeId) {
     let (near, far) = handshake(&connector(ca, &outer_client), &gateway.clone().into(), &acceptor(ca, &gateway)).await;
     let (near, far) = (near.unwrap(), far.unwrap());
     let peers = (near.peer_identity().clone(), far.peer_identity().clone());
-    let (client, driver) = client::Builder::new().peer(peers.0).handshake(near).await.unwrap();
+    let (client, driver) = client::Builder::new().with_peer_identity(peers.0).handshake(near).await.unwrap();
     tokio::spawn(driver);
     let (sender, tunnel) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
-        let mut server = server::Builder::new().peer(peers.1).handshake(far).await.unwrap();
+        let mut server = server::Builder::new().with_peer_identity(peers.1).handshake(far).await.unwrap();
         let incoming = server.accept().await.unwrap().unwrap();
         let peer = incoming.peer_identity().unwrap().clone();
         sender.send((incoming.accept(&Metadata::default()).unwrap(), peer)).unwrap();
@@ -194,9 +195,10 @@ async fn each_hop_has_identities_of_its_own() {
     let (near, far) = tokio::join!(connector.connect(near, &accept), acceptor.accept(far));
     let (near, far) = (near.unwrap(), far.unwrap());
     let (near_peer, far_peer) = (near.peer_identity().clone(), far.peer_identity().clone());
-    let (client, driver) = client::Builder::new().peer(near_peer).hop(1).handshake(near).await.unwrap();
+    let (client, driver) =
+        client::Builder::new().with_peer_identity(near_peer).with_hop(1).handshake(near).await.unwrap();
     tokio::spawn(driver);
-    let mut server = server::Builder::new().peer(far_peer).handshake(far).await.unwrap();
+    let mut server = server::Builder::new().with_peer_identity(far_peer).handshake(far).await.unwrap();
     let (authority, metadata) = (authority(), Metadata::default());
     let (near, incoming) = tokio::join!(client.connect(&authority, &metadata), async {
         let incoming = server.accept().await.unwrap().unwrap();
@@ -230,7 +232,7 @@ async fn a_client_rejected_at_the_inner_hop_learns_it_with_that_hop(#[case] late
         assert_eq!(server.await.unwrap().kind(), &ErrorKind::IdentityNotAccepted);
         settle().await;
     }
-    let error = match client::Builder::new().peer(server_id()).hop(1).handshake(near).await {
+    let error = match client::Builder::new().with_peer_identity(server_id()).with_hop(1).handshake(near).await {
         Ok((client, driver)) => {
             tokio::spawn(driver);
             client.connect(&authority(), &Metadata::default()).await.unwrap_err()

@@ -42,7 +42,7 @@ async fn a_third_tunnel_waits_where_the_server_allows_two(
 ) {
     let (near, far) = carrier.pair().await;
     let server_config = Config::new().with_max_tunnels(2);
-    let serving = crate::server::Builder::new().config(server_config.into()).handshake(far);
+    let serving = crate::server::Builder::new().with_config(server_config.into()).handshake(far);
     let (client, driver) = client::handshake(near).await.unwrap();
     tokio::spawn(driver);
     let (mut incoming, _serving) = serve(serving.await.unwrap());
@@ -118,7 +118,7 @@ async fn opened(peer: &mut Raw) -> Vec<u32> {
 async fn the_peers_limit_is_followed_wherever_it_goes() {
     let (near, far) = duplex(1 << 16);
     let (client, driver) =
-        client::Builder::new().config(Config::new().with_initial_tunnels(3).into()).handshake(near).await.unwrap();
+        client::Builder::new().with_config(Config::new().with_initial_tunnels(3).into()).handshake(near).await.unwrap();
     tokio::spawn(driver);
     let mut connects: VecDeque<Opening> = (0..40).map(|_| open(&client)).collect();
     let mut peer = Raw::server(Box::new(far)).await;
@@ -166,7 +166,7 @@ async fn end_one(peer: &mut Raw, connects: &mut VecDeque<Opening>, streams: &mut
 async fn a_peer_that_names_no_limit_gets_the_own_one() {
     let (near, far) = duplex(1 << 16);
     let (client, driver) =
-        client::Builder::new().config(Config::new().with_max_tunnels(20).into()).handshake(near).await.unwrap();
+        client::Builder::new().with_config(Config::new().with_max_tunnels(20).into()).handshake(near).await.unwrap();
     tokio::spawn(driver);
     let _connects: Vec<Opening> = (0..40).map(|_| open(&client)).collect();
     let mut peer = Raw::server(Box::new(far)).await;

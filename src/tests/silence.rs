@@ -42,7 +42,7 @@ fn swallow(mut io: impl tokio::io::AsyncRead + Send + Unpin + 'static) -> tokio:
 
 /// A client, and what its driver will say.
 async fn start(io: impl super::harness::Io + 'static) -> (Client, tokio::task::JoinHandle<crate::Result<()>>) {
-    let (client, driver) = client::Builder::new().config(config().into()).handshake(io).await.unwrap();
+    let (client, driver) = client::Builder::new().with_config(config().into()).handshake(io).await.unwrap();
     (client, tokio::spawn(driver))
 }
 
@@ -98,7 +98,7 @@ async fn a_server_without_a_preface_ends_the_connection_and_those_who_wait(#[val
 async fn a_client_does_not_wait_for_ever_to_send_its_preface() {
     let (near, _far) = duplex(8);
     let begin = Instant::now();
-    let started = timeout(secs(60), client::Builder::new().config(config().into()).handshake(near)).await;
+    let started = timeout(secs(60), client::Builder::new().with_config(config().into()).handshake(near)).await;
     let (client, driver) = started.expect("it hangs").unwrap();
     let (driven, connected) = tokio::join!(timeout(secs(60), driver), connect(&client));
     assert_timeout(&driven.expect("it hangs").unwrap_err(), Layer::Http2);
@@ -114,7 +114,7 @@ async fn a_client_without_a_preface_is_given_up(#[case] said: &[u8]) {
     let (mut near, far) = duplex(1 << 16);
     near.write_all(said).await.unwrap();
     let begin = Instant::now();
-    let error = server::Builder::new().config(config().into()).handshake(far).await.unwrap_err();
+    let error = server::Builder::new().with_config(config().into()).handshake(far).await.unwrap_err();
     assert_timeout(&error, Layer::Http2);
     assert_eq!(begin.elapsed(), secs(5));
 }
@@ -188,7 +188,7 @@ async fn a_client_that_falls_silent_is_given_up(
     #[values(0, 600)] alive_for: u64,
 ) {
     let (near, far) = duplex(1 << 16);
-    let serving = tokio::spawn(server::Builder::new().config(config().into()).handshake(far));
+    let serving = tokio::spawn(server::Builder::new().with_config(config().into()).handshake(far));
     let mut peer = Raw::client(Box::new(near)).await;
     let (mut incoming, serving) = serve(serving.await.unwrap().unwrap());
     peer.connect(1, "server:80").await;
@@ -338,7 +338,7 @@ async fn a_driver_ends_although_its_peer_never_closes() {
 #[tokio::test(start_paused = true)]
 async fn a_server_whose_client_never_closes_ends_all_the_same() {
     let (near, far): (BoxIo, BoxIo) = Carrier::Pipe.pair().await;
-    let serving = tokio::spawn(server::Builder::new().config(config().into()).handshake(far));
+    let serving = tokio::spawn(server::Builder::new().with_config(config().into()).handshake(far));
     let peer = Raw::client(near).await;
     let mut server = serving.await.unwrap().unwrap();
     server.graceful_shutdown();

@@ -247,7 +247,7 @@ impl Peer {
                 while stream.read(&mut [0; 1000]).await.is_ok_and(|n| n > 0) {}
                 return;
             }
-            let builder = server::Builder::new().config(self.0.config.clone());
+            let builder = server::Builder::new().with_config(self.0.config.clone());
             let Ok(mut server) = builder.handshake(stream).await else { return };
             let (sender, mut commands) = mpsc::unbounded_channel();
             self.0.commands.lock().unwrap().push(sender);

@@ -228,7 +228,7 @@ impl World {
             while let Some(stream) = listener.accept().await {
                 let stream = acceptor.accept(stream).await.unwrap();
                 let peer = stream.peer_identity().clone();
-                let mut server = server::Builder::new().peer(peer).handshake(stream).await.unwrap();
+                let mut server = server::Builder::new().with_peer_identity(peer).handshake(stream).await.unwrap();
                 let sender = sender.clone();
                 tokio::spawn(async move {
                     while let Some(Ok(incoming)) = server.accept().await {

@@ -60,7 +60,7 @@ impl Tested {
         let drain = Arc::new(Notify::new());
         let start = drain.clone();
         let ended = tokio::spawn(async move {
-            let mut server = server::Builder::new().config(config).handshake(io).await?;
+            let mut server = server::Builder::new().with_config(config).handshake(io).await?;
             loop {
                 tokio::select! {
                     incoming = server.accept() => match incoming {
@@ -75,7 +75,7 @@ impl Tested {
     }
 
     async fn client(io: impl Io + 'static, config: Arc<Config>) -> Self {
-        let (client, driver) = client::Builder::new().config(config).handshake(io).await.unwrap();
+        let (client, driver) = client::Builder::new().with_config(config).handshake(io).await.unwrap();
         Self::Client { client: Some(client), ended: tokio::spawn(driver) }
     }
 
