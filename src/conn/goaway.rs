@@ -18,20 +18,25 @@ pub(crate) struct GoAwayScanner {
     skip: usize,
     head: [u8; FIXED],
     filled: usize,
+    /// The code of the GOAWAY whose other bytes are being skipped.
+    code: Option<u32>,
 }
 
 impl GoAwayScanner {
     pub(crate) fn new(after_preface: bool) -> Self {
-        Self { skip: if after_preface { PREFACE } else { 0 }, head: [0; FIXED], filled: 0 }
+        Self { skip: if after_preface { PREFACE } else { 0 }, head: [0; FIXED], filled: 0, code: None }
     }
 
-    /// The code of a GOAWAY that ends here, the last one of several.
+    /// The code of a GOAWAY that ends in `data`, the last one of several. Until its end HTTP/2 does not know of it either.
     pub(crate) fn scan(&mut self, mut data: &[u8]) -> Option<u32> {
         let mut found = None;
         while !data.is_empty() {
             let skipped = self.skip.min(data.len());
             self.skip -= skipped;
             data = &data[skipped..];
+            if self.skip == 0 {
+                found = self.code.take().or(found);
+            }
             let wanted = if self.filled < HEADER { HEADER } else { FIXED };
             let taken = (wanted - self.filled).min(data.len());
             self.head[self.filled..][..taken].copy_from_slice(&data[..taken]);
@@ -43,8 +48,13 @@ impl GoAwayScanner {
                 (self.skip, self.filled) = (len, 0);
             } else if self.filled == FIXED {
                 let [.., e, f, g, h] = self.head;
-                found = Some(u32::from_be_bytes([e, f, g, h]));
+                let code = Some(u32::from_be_bytes([e, f, g, h]));
                 (self.skip, self.filled) = (HEADER + len - FIXED, 0);
+                if self.skip == 0 {
+                    found = code;
+                } else {
+                    self.code = code;
+                }
             }
         }
         found
@@ -58,6 +68,14 @@ mod tests {
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
         let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
         [&[len[1], len[2], len[3], kind, 0, 0, 0, 0, 0], payload].concat()
+    }
+
+    #[test]
+    fn a_go_away_counts_when_all_of_it_is_there() {
+        let bytes = frame(GOAWAY, &[0, 0, 0, 1, 0, 0, 1, 2, b'w', b'h', b'y']);
+        let mut scanner = GoAwayScanner::new(false);
+        let found: Vec<_> = bytes.iter().map(|byte| scanner.scan(&[*byte])).collect();
+        assert_eq!(found.iter().position(Option::is_some), Some(bytes.len() - 1));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! HTTP/2 frames by the byte (RFC 9113, section 4.1).
 
+#[cfg(test)]
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// The start of a connection (RFC 9113, section 3.4).
@@ -10,7 +11,6 @@ pub(crate) const HEADERS: u8 = 1;
 pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
-pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const WINDOW_UPDATE: u8 = 8;
 
 pub(crate) const END_STREAM: u8 = 1;
@@ -70,6 +70,7 @@ pub(crate) fn headers(flags: u8, stream: u32, fields: &[(&str, &str)]) -> Vec<u8
 }
 
 /// The next frame; `None` at the end.
+#[cfg(test)]
 pub(crate) async fn read_frame<R: AsyncRead + Unpin>(io: &mut R) -> Option<Frame> {
     let mut head = [0; HEAD];
     io.read_exact(&mut head).await.ok()?;

@@ -33,7 +33,7 @@ pub fn http2_server(data: &[u8]) {
 
 pub(super) async fn server_session(data: &[u8]) -> Vec<Moved> {
     let (setup, mut steps) = Setup::read(data);
-    if setup.pipe & 0x80 == 0 {
+    if setup.has_preface() {
         steps.insert(0, Step::Bytes(PREFACE.to_vec()));
     }
     let (near, far) = setup.pipe();

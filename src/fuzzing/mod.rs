@@ -24,7 +24,11 @@ pub use goaway::goaway;
 pub use headers::{backend_tokens, baggage, forwarded, proxy_status, traceparent};
 pub use http2::{http2_client, http2_server};
 pub use nested_path::nested_path;
+#[cfg(test)]
+pub(crate) use peer::Setup;
 pub use policy::policies;
+#[cfg(test)]
+pub(crate) use script::{Act, Step};
 pub use text::{authority, mesh_file, spiffe_id};
 
 /// What is done with an input.

@@ -18,6 +18,9 @@ const FOREVER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// For how long a peer that answers goes on doing so after its script.
 const PATIENCE: Duration = Duration::from_secs(100);
 
+/// The bit of [`Setup::pipe`] that leaves a client's preface out.
+const NO_PREFACE: u8 = 0x80;
+
 /// Runs a target, which comes to an end.
 pub(super) fn run(future: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -26,15 +29,15 @@ pub(super) fn run(future: impl Future<Output = ()>) {
 
 /// What stands before a script: one byte each.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Setup {
+pub(crate) struct Setup {
     /// How much the connection takes before it is read.
-    pub(super) pipe: u8,
+    pub(crate) pipe: u8,
     /// This side's settings.
-    pub(super) config: u8,
+    pub(crate) config: u8,
     /// What the peer does beside and after its script.
-    pub(super) manners: u8,
+    pub(crate) manners: u8,
     /// How many tunnels a client opens before the script begins.
-    pub(super) opens: u8,
+    pub(crate) opens: u8,
 }
 
 impl Setup {
@@ -46,9 +49,20 @@ impl Setup {
         (Self { pipe: *pipe, config: *config, manners: *manners, opens: *opens % 4 }, script::decode(script))
     }
 
+    /// With a peer whose script begins at once.
+    #[cfg(test)]
+    pub(crate) fn without_preface(self) -> Self {
+        Self { pipe: self.pipe | NO_PREFACE, ..self }
+    }
+
+    /// Whether a client's preface goes before the script.
+    pub(super) fn has_preface(self) -> bool {
+        self.pipe & NO_PREFACE == 0
+    }
+
     /// The bytes of a setup and a script.
     #[cfg(test)]
-    pub(super) fn write(self, steps: &[Step]) -> Vec<u8> {
+    pub(crate) fn write(self, steps: &[Step]) -> Vec<u8> {
         [&[self.pipe, self.config, self.manners, self.opens], &*script::encode(steps)].concat()
     }
 

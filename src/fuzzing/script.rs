@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 
-use super::frames::{END_HEADERS, HEADERS, frame, headers};
+use super::frames::{frame, headers};
 
 /// The most steps: what goes on after them differs from what was before in its length only.
 const MOST_STEPS: usize = 200;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// A frame. Its header says what its payload is.
     Frame { kind: u8, flags: u8, stream: u8, payload: Vec<u8> },
     /// A frame with a payload of one byte repeated.
@@ -36,7 +36,7 @@ pub(super) enum Step {
 
 /// What this side does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Act {
+pub(crate) enum Act {
     /// Opens a tunnel, or accepts the next one that comes.
     Open,
     /// Opens a tunnel with bytes before the 200, or refuses the next one that comes.
@@ -217,17 +217,6 @@ pub(super) fn encode(steps: &[Step]) -> Vec<u8> {
         }
     }
     bytes
-}
-
-/// A request for a tunnel.
-pub(super) fn connect(stream: u8) -> Step {
-    Step::Headers { flags: END_HEADERS, stream, fields: vec![0, 1] }
-}
-
-/// The answer that opens it.
-pub(super) fn open(stream: u8) -> Step {
-    let payload = vec![0x88];
-    Step::Frame { kind: HEADERS, flags: END_HEADERS, stream, payload }
 }
 
 #[cfg(test)]

@@ -10,17 +10,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::frames::{
-    self, ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
-};
+use super::frames::{self, ACK, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS};
 use super::http2::{client_session, server_session};
 use super::peer::{Setup, run};
-use super::script::{Act, Step, connect, encode, open};
+use super::script::{Act, Step, encode};
 use crate::client::{self, Client};
 use crate::metadata::{Baggage, Forwarded, Metadata};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::server;
 use crate::tunnel::TunnelStream;
+
+const GOAWAY: u8 = 7;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum From {
@@ -155,6 +155,17 @@ impl Scene {
             }
         }
     }
+}
+
+/// A request for a tunnel.
+fn connect(stream: u8) -> Step {
+    Step::Headers { flags: END_HEADERS, stream, fields: vec![0, 1] }
+}
+
+/// The answer that opens it.
+fn open(stream: u8) -> Step {
+    let payload = vec![0x88];
+    Step::Frame { kind: HEADERS, flags: END_HEADERS, stream, payload }
 }
 
 /// Each frame of a session, and who sent it.

@@ -1,84 +1,51 @@
 //! Whatever bytes a peer sends, neither side panics, and both come to an end.
 
-use std::future::Future;
 use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::task::JoinSet;
-use tokio::time::timeout;
 
 use super::frames::{self, ACK, DATA, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS, frame, headers};
 use super::harness::authority;
 use super::peers::pipe;
-use crate::client::{self, Client};
+use crate::client;
+use crate::fuzzing::{self, Act, Setup, Step};
 use crate::metadata::Metadata;
-use crate::refusal::{Refusal, RefusalReason};
+use crate::refusal::RefusalReason;
 use crate::server;
 
-/// More than all timeouts together; the clock is paused, so nobody waits for it.
-const FOREVER: Duration = Duration::from_secs(3600);
-
-fn run<F: Future<Output = ()>>(future: F) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async { timeout(FOREVER, future).await.expect("an end") });
+/// What a peer does beside sending bytes. Unless told to, it does not end its side until the other one does.
+fn setup(ends: bool, opens: u8) -> Setup {
+    Setup { manners: if ends { 0 } else { 3 }, opens, ..Setup::default() }
 }
 
-/// Sends `bytes` and reads what comes. When told to, it does not end its side until the other one does.
-async fn peer(mut io: DuplexStream, bytes: Vec<u8>, ends: bool) {
-    let (mut read, mut write) = tokio::io::split(&mut io);
-    let writing = async {
-        let _ = write.write_all(&bytes).await;
-        if ends {
-            let _ = write.shutdown().await;
-        }
+fn steps(bytes: &[u8]) -> impl Iterator<Item = Step> {
+    bytes.chunks(255).map(|piece| Step::Bytes(piece.to_vec()))
+}
+
+/// A server that accepts one tunnel, refuses the next one, drops the one after that, and so on.
+fn serve(bytes: &[u8], ends: bool) {
+    let setup = setup(ends, 0);
+    let (setup, bytes) = match bytes.strip_prefix(frames::PREFACE) {
+        Some(rest) => (setup, rest),
+        None => (setup.without_preface(), bytes),
     };
-    tokio::join!(writing, async { read.read_to_end(&mut Vec::new()).await.unwrap() });
+    fuzzing::http2_server(&setup.write(&steps(bytes).collect::<Vec<_>>()));
 }
 
-async fn serve(bytes: Vec<u8>, ends: bool) {
-    let (near, far) = pipe();
-    let peer = tokio::spawn(peer(near, bytes, ends));
-    if let Ok(mut server) = server::handshake(far).await {
-        let (mut requests, mut tunnels) = (0, JoinSet::new());
-        while let Some(Ok(incoming)) = server.accept().await {
-            requests += 1;
-            match requests % 3 {
-                0 => drop(incoming),
-                1 => incoming.reject(&Refusal::new(RefusalReason::Denied)),
-                _ => {
-                    if let Ok(mut tunnel) = incoming.accept(&Metadata::default()) {
-                        tunnels.spawn(async move {
-                            let _ = tunnel.write_all(b"hello").await;
-                            let _ = tunnel.read_to_end(&mut Vec::new()).await;
-                        });
-                    }
-                }
-            }
-        }
-        assert!(server.accept().await.is_none(), "it stays ended");
-        drop(server);
-        while let Some(tunnel) = tunnels.join_next().await {
-            tunnel.unwrap();
-        }
-    }
-    peer.await.unwrap();
-}
-
-async fn connect(bytes: Vec<u8>, ends: bool) {
-    let (near, mut far) = pipe();
-    let peer = tokio::spawn(async move {
-        requested(&mut far).await;
-        peer(far, bytes, ends).await;
-    });
-    let (client, driver) = client::handshake(near).await.unwrap();
-    let driver = tokio::spawn(driver);
-    tokio::join!(use_tunnel(&client, true), use_tunnel(&client, false));
-    drop(client);
-    let _ = driver.await.unwrap();
-    peer.await.unwrap();
+/// A client that has asked for two tunnels: an answer to what was not asked says nothing about answers.
+fn connect(bytes: &[u8], ends: bool) {
+    let local = |tunnel, act| Step::Local { tunnel, act };
+    let asked = [
+        Step::Pause(Duration::from_millis(1)),
+        local(0, Act::Write(5)),
+        local(1, Act::Write(5)),
+        local(0, Act::ShutDown),
+    ];
+    let steps: Vec<_> = asked.into_iter().chain(steps(bytes)).collect();
+    fuzzing::http2_client(&setup(ends, 2).write(&steps));
 }
 
 /// Waits for the requests of two tunnels: an answer to what was not asked says nothing about answers.
@@ -88,16 +55,6 @@ async fn requested(io: &mut DuplexStream) {
         let frame = frames::read_frame(io).await.unwrap();
         (frame.kind, frame.stream) != (HEADERS, 3)
     } {}
-}
-
-async fn use_tunnel(client: &Client, shut_down: bool) {
-    if let Ok(mut tunnel) = client.connect(&authority(), &Metadata::default()).await {
-        let _ = tunnel.write_all(b"hello").await;
-        if shut_down {
-            let _ = tunnel.shutdown().await;
-        }
-        let _ = timeout(Duration::from_secs(60), tunnel.read_to_end(&mut Vec::new())).await;
-    }
 }
 
 fn valid_request() -> Vec<u8> {
@@ -195,66 +152,65 @@ proptest! {
 
     #[test]
     fn a_server_ends_on_any_bytes(bytes in vec(any::<u8>(), 0..300), preface: bool, ends: bool) {
-        run(serve(if preface { [frames::PREFACE, &bytes].concat() } else { bytes }, ends));
+        serve(&if preface { [frames::PREFACE, &bytes].concat() } else { bytes }, ends);
     }
 
     #[test]
     fn a_server_ends_on_changed_requests(changes in vec(change(), 0..6), ends: bool) {
-        run(serve(changed(valid_request(), changes), ends));
+        serve(&changed(valid_request(), changes), ends);
     }
 
     #[test]
     fn a_server_ends_on_any_frames(frames in any_frames(), ends: bool) {
         let start = [frames::PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
-        run(serve([start, frames].concat(), ends));
+        serve(&[start, frames].concat(), ends);
     }
 
     #[test]
     fn a_client_ends_on_any_bytes(bytes in vec(any::<u8>(), 0..300), ends: bool) {
-        run(connect(bytes, ends));
+        connect(&bytes, ends);
     }
 
     #[test]
     fn a_client_ends_on_changed_answers(changes in vec(change(), 0..6), ends: bool) {
-        run(connect(changed(valid_answer(), changes), ends));
+        connect(&changed(valid_answer(), changes), ends);
     }
 
     #[test]
     fn a_client_ends_on_any_frames(frames in any_frames(), ends: bool) {
-        run(connect([frame(SETTINGS, 0, 0, &[]), frames].concat(), ends));
+        connect(&[frame(SETTINGS, 0, 0, &[]), frames].concat(), ends);
     }
 }
 
 /// What the changes start from is what it seems to be.
-#[test]
-fn the_unchanged_bytes_open_tunnels() {
-    run(async {
-        let (mut near, far) = pipe();
-        near.write_all(&valid_request()).await.unwrap();
-        let mut server = server::handshake(far).await.unwrap();
-        let mut first = server.accept().await.unwrap().unwrap().accept(&Metadata::default()).unwrap();
-        assert_eq!(first.authority().to_string(), "a:80");
-        let mut got = Vec::new();
-        // Frames move only while the server is asked for more.
-        let reading = first.read_to_end(&mut got);
-        tokio::select! {
-            read = reading => assert_eq!(read.unwrap(), 7),
-            () = async { while server.accept().await.is_some() {} } => panic!("ended"),
-        }
-        assert_eq!(got, b"dataend");
+#[tokio::test(start_paused = true)]
+async fn the_unchanged_bytes_open_tunnels() {
+    let (mut near, far) = pipe();
+    near.write_all(&valid_request()).await.unwrap();
+    let mut server = server::handshake(far).await.unwrap();
+    let mut first = server.accept().await.unwrap().unwrap().accept(&Metadata::default()).unwrap();
+    assert_eq!(first.authority().to_string(), "a:80");
+    let mut got = Vec::new();
+    // Frames move only while the server is asked for more.
+    let reading = first.read_to_end(&mut got);
+    tokio::select! {
+        read = reading => assert_eq!(read.unwrap(), 7),
+        () = async { while server.accept().await.is_some() {} } => panic!("ended"),
+    }
+    assert_eq!(got, b"dataend");
 
-        let (near, mut far) = pipe();
-        tokio::spawn(async move {
-            requested(&mut far).await;
-            peer(far, valid_answer(), false).await;
-        });
-        let (client, driver) = client::handshake(near).await.unwrap();
-        tokio::spawn(driver);
-        let (target, metadata) = (authority(), Metadata::default());
-        let (open, refused) = tokio::join!(client.connect(&target, &metadata), client.connect(&target, &metadata));
-        let mut got = Vec::new();
-        open.unwrap().read_to_end(&mut got).await.unwrap();
-        assert_eq!(got, b"dataend");
-        assert_eq!(refused.unwrap_err().refusal().unwrap().reason(), &RefusalReason::DnsError);
+    let (near, mut far) = pipe();
+    tokio::spawn(async move {
+        requested(&mut far).await;
+        far.write_all(&valid_answer()).await.unwrap();
+        far.read_to_end(&mut Vec::new()).await.unwrap();
     });
+    let (client, driver) = client::handshake(near).await.unwrap();
+    tokio::spawn(driver);
+    let (target, metadata) = (authority(), Metadata::default());
+    let (open, refused) = tokio::join!(client.connect(&target, &metadata), client.connect(&target, &metadata));
+    let mut got = Vec::new();
+    open.unwrap().read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"dataend");
+    assert_eq!(refused.unwrap_err().refusal().unwrap().reason(), &RefusalReason::DnsError);
 }
