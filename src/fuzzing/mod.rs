@@ -10,6 +10,7 @@ pub(crate) mod frames;
 mod goaway;
 mod headers;
 mod http2;
+pub(crate) mod mesh_store;
 mod nested_path;
 mod ours;
 mod peer;
@@ -23,6 +24,7 @@ pub use crate::pool::fuzz as pool;
 pub use goaway::goaway;
 pub use headers::{backend_tokens, baggage, forwarded, proxy_status, traceparent};
 pub use http2::{http2_client, http2_server};
+pub use mesh_store::mesh_store;
 pub use nested_path::nested_path;
 #[cfg(test)]
 pub(crate) use peer::Setup;
@@ -44,6 +46,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("http2_client", http2_client),
     ("http2_server", http2_server),
     ("mesh_file", mesh_file),
+    ("mesh_store", mesh_store),
     ("nested_path", nested_path),
     ("policies", policies),
     ("pool", pool),

@@ -7,7 +7,7 @@ use http::Uri;
 use crate::authority::Authority;
 use crate::error::ErrorKind;
 use crate::identity::{AcceptedIdentities, SpiffeId, TrustDomain};
-use crate::mesh::Snapshot;
+use crate::mesh::{MeshFile, Snapshot, Store};
 
 /// An authority has one text, which is sent as it is.
 pub fn authority(data: &[u8]) {
@@ -52,8 +52,21 @@ pub fn spiffe_id(data: &[u8]) {
 /// A mesh is read, or refused with the place in the file. What was read is found again.
 pub fn mesh_file(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
-    let mesh = match Snapshot::parse("mesh.yaml", text) {
-        Ok(mesh) => mesh,
+    let file = MeshFile::parse("mesh.yaml", text);
+    let whole = Snapshot::parse("mesh.yaml", text);
+    if let Ok(file) = &file {
+        let mut store = Store::new();
+        assert!(file.apply_to(&mut store).rejected.is_empty(), "what is taken from a file does not conflict");
+        assert_eq!(whole.is_ok(), file.left_out().is_empty());
+        assert!(whole.as_ref().is_ok_and(|mesh| *mesh == store.snapshot()) || !file.left_out().is_empty());
+        let applied = file.apply_to(&mut store);
+        assert!(applied.changed.is_empty(), "a file that is read again changes nothing: {:?}", applied.changed);
+    }
+    let mesh = match whole {
+        Ok(mesh) => {
+            assert!(file.is_ok());
+            mesh
+        }
         Err(error) => {
             assert_eq!(error.kind(), &ErrorKind::InvalidInput);
             let place = error.to_string().split_once("mesh.yaml:").map(|(_, rest)| rest.to_owned());

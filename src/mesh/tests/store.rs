@@ -1,5 +1,3 @@
-use std::collections::HashMap;
-
 use proptest::prelude::*;
 use rstest::rstest;
 
@@ -228,54 +226,11 @@ fn any_resource() -> impl Strategy<Value = Resource> {
 }
 
 proptest! {
-    /// Whatever comes and goes, the mesh is as if it had been made at once of what it has; nothing waits without a reason;
-    /// everything that was sent last is there or waits; and no snapshot ever changes.
     #[test]
     fn after_any_changes_the_mesh_is_as_one_made_afresh(
         batches in prop::collection::vec(prop::collection::vec((any::<bool>(), any_resource()), 1..6), 1..40),
     ) {
-        let mut store = Store::new();
-        let mut sent: HashMap<ResourceName, Resource> = HashMap::new();
-        let mut earlier = Vec::new();
-        for changes in batches {
-            let mut batch = Batch::new();
-            for (upsert, resource) in changes {
-                if upsert {
-                    sent.insert(resource.name(), resource.clone());
-                    batch.upsert(resource);
-                } else {
-                    sent.remove(&resource.name());
-                    batch.remove(resource.name());
-                }
-            }
-            let before = store.snapshot();
-            let applied = store.apply(batch);
-            let mesh = store.snapshot();
-            let fresh = rebuilt(&mesh);
-            prop_assert_eq!(&mesh, &fresh);
-            let published = store.subscribe().borrow().clone();
-            prop_assert_eq!(&published, &mesh);
-
-            let names = |mesh: &Snapshot| mesh.resources().map(|r| (r.name(), r)).collect::<HashMap<_, _>>();
-            let (old, new) = (names(&before), names(&mesh));
-            for name in old.keys().chain(new.keys()) {
-                prop_assert_eq!(applied.changed.contains(name), old.get(name) != new.get(name), "{}", name);
-            }
-            let waiting: HashMap<_, _> = store.rejected().map(|r| (r.resource.name(), r.resource)).collect();
-            for (name, resource) in &sent {
-                prop_assert!(new.get(name) == Some(resource) || waiting.get(name) == Some(resource), "{}", name);
-            }
-            for name in new.keys().chain(waiting.keys()) {
-                prop_assert!(sent.contains_key(name), "{} was removed", name);
-            }
-            for (name, resource) in &waiting {
-                prop_assert_ne!(new.get(name), Some(resource));
-            }
-            earlier.push((mesh, fresh));
-        }
-        for (snapshot, then) in earlier {
-            prop_assert_eq!(snapshot, then);
-        }
+        crate::fuzzing::mesh_store::changes(batches);
     }
 }
 
