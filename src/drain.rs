@@ -51,7 +51,8 @@ pub struct Report {
     pub completed: bool,
     /// How many were left when it was.
     pub forced: usize,
-    /// How many were still left after the [force timeout](Drain::with_force_timeout): whoever holds them does not listen.
+    /// How many were still left after the [force timeout](Drain::with_force_timeout): whoever holds them does not
+    /// listen.
     pub left: usize,
 }
 
@@ -64,8 +65,8 @@ pub fn channel() -> (Drain, Watch) {
 }
 
 impl Drain {
-    /// How long those that are told to stop at once may take. Default 5 s. Raising it lets a process that is about to exit wait
-    /// longer for a task that is stuck.
+    /// How long those that are told to stop at once may take. Default 5 s. Raising it lets a process that is about to
+    /// exit wait longer for a task that is stuck.
     pub fn with_force_timeout(mut self, timeout: Duration) -> Self {
         self.force_timeout = timeout;
         self
@@ -76,8 +77,8 @@ impl Drain {
         self.force_timeout
     }
 
-    /// Asks all watches to finish and waits up to `grace`. Then it tells those that are left to stop at once, and waits for them
-    /// up to the [force timeout](Self::with_force_timeout).
+    /// Asks all watches to finish and waits up to `grace`. Then it tells those that are left to stop at once, and waits
+    /// for them up to the [force timeout](Self::with_force_timeout).
     ///
     /// Not cancel safe: when cancelled, the stages reached stay reached and no further one follows.
     pub async fn drain(self, grace: Duration) -> Report {
@@ -105,8 +106,8 @@ impl Watch {
         self.reached(Stage::Forced).await;
     }
 
-    /// A watch that holds the drain open and is not counted in a [`Report`]: for a task that only waits for others that are, or
-    /// whose connection is counted by the one that accepted it.
+    /// A watch that holds the drain open and is not counted in a [`Report`]: for a task that only waits for others that
+    /// are, or whose connection is counted by the one that accepted it.
     pub(crate) fn uncounted(&self) -> Self {
         Self { stage: self.stage.clone(), _alive: None }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::identity::SpiffeId;
 use crate::observe::{Connection, ConnectionId, ConnectionRole, Observer, TunnelId};
 
-/// Who is at the ends of a connection, where, and who is told of it.
+/// Who is at the ends of a connection, where, and who observes it.
 #[derive(Clone, Debug)]
 pub(crate) struct Description {
     pub(crate) id: ConnectionId,

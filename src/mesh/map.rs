@@ -1,8 +1,8 @@
 //! A hash map that is cheap to copy: a clone takes a reference to the root, and a change copies only the nodes on the
 //! way to its entry.
 //!
-//! A trie over the bits of the hash, sixteen ways at each node, with up to sixteen entries in a leaf. A map of that size
-//! is one leaf, and one of 100,000 entries is four nodes deep: a look-up costs about what it costs in
+//! A trie over the bits of the hash, sixteen ways at each node, with up to sixteen entries in a leaf. A map of that
+//! size is one leaf, and one of 100,000 entries is four nodes deep: a look-up costs about what it costs in
 //! [`std::collections::HashMap`], and a change a few microseconds, however large the map is.
 
 use std::borrow::Borrow;
@@ -66,7 +66,7 @@ impl<K, V> Map<K, V> {
         self.find(key, |k| k.borrow() == key)
     }
 
-    /// All entries, in no order that means anything.
+    /// All entries, in no particular order.
     pub(super) fn iter(&self) -> Iter<'_, K, V> {
         Iter { leaf: [].iter(), nodes: vec![slice::from_ref(&self.root).iter()] }
     }

@@ -1,8 +1,8 @@
 //! What one cluster knows of the mesh: a store that takes changes, and immutable snapshots of it.
 //!
-//! A [`Store`] takes and drops [`Resource`]s (workloads, services and policies) one by one or in batches, and publishes a
-//! [`Snapshot`] after each. A snapshot answers look-ups and never changes. Resources come from a control plane or, with
-//! feature `mesh-file`, from a `MeshFile`.
+//! A [`Store`] takes and drops [`Resource`]s (workloads, services and policies) one by one or in batches, and publishes
+//! a [`Snapshot`] after each. A snapshot answers look-ups and never changes. Resources come from a control plane or,
+//! with feature `mesh-file`, from a `MeshFile`.
 
 mod address;
 mod baggage;

@@ -14,9 +14,9 @@ pub type Labels = BTreeMap<String, String>;
 
 /// Which services other clusters may reach: the entries of `serviceScopeConfigs`, in order.
 ///
-/// A service is global if an entry with [`ServiceScope::Global`] matches it, and local otherwise. As in Istio, an entry with
-/// [`ServiceScope::Local`] decides nothing, so that it makes no exception from a later one. Each cluster goes by its own
-/// entries, for the services of all clusters.
+/// A service is global if an entry with [`ServiceScope::Global`] matches it, and local otherwise. As in Istio, an entry
+/// with [`ServiceScope::Local`] decides nothing, so that it makes no exception from a later one. Each cluster goes by
+/// its own entries, for the services of all clusters.
 ///
 /// ```
 /// use hbone::mesh::{Labels, ServiceScope, ServiceScopeConfigs};
@@ -78,8 +78,8 @@ pub enum LabelSelectorError {
     NoValues(String),
     /// Exists and DoesNotExist take no values.
     Values(String),
-    /// Not a label's key: a name of at most 63 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends, and
-    /// optionally a DNS name and `/` in front.
+    /// Not a label's key: a name of at most 63 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends,
+    /// and optionally a DNS name and `/` in front.
     BadKey(String),
     /// Not a label's value: empty, or as the name of a key.
     BadValue(String),

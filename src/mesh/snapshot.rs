@@ -15,7 +15,8 @@ use crate::policy::{Policy, PolicyName};
 
 /// The mesh as one cluster knows it at one moment. It never changes, and cloning it is cheap.
 ///
-/// A [`Store`](super::Store) takes changes, and has a snapshot after each. Two snapshots are equal if their resources are.
+/// A [`Store`](super::Store) takes changes, and has a snapshot after each. Two snapshots are equal if their resources
+/// are.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot(pub(super) Arc<Tables>);
 
@@ -50,22 +51,22 @@ impl Snapshot {
         Ok(Self(Arc::new(tables)))
     }
 
-    /// All resources, in no order that means anything.
+    /// All resources, in no particular order.
     pub fn resources(&self) -> impl Iterator<Item = Resource> {
         self.0.resources()
     }
 
-    /// All workloads, in no order that means anything.
+    /// All workloads, in no particular order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.0.workloads.values()
     }
 
-    /// All services, in no order that means anything.
+    /// All services, in no particular order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.0.services.values().filter_map(|entry| entry.service.as_ref())
     }
 
-    /// All policies, in no order that means anything.
+    /// All policies, in no particular order.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.0.policies.values()
     }
@@ -134,8 +135,8 @@ impl Snapshot {
         self.0.policies.get(name)
     }
 
-    /// The policies that hold for a workload, for [`authorize`](crate::policy::authorize): those that it names, those of
-    /// the mesh and those of its namespace. For one that it names and that is not there stands a
+    /// The policies that hold for a workload, for [`authorize`](crate::policy::authorize): those that it names, those
+    /// of the mesh and those of its namespace. For one that it names and that is not there stands a
     /// [`Policy::missing`], which denies everybody: a policy that has not arrived yet must not let anybody in.
     pub fn policies_for(&self, workload: &Workload) -> Vec<Arc<Policy>> {
         let mut found: Vec<Arc<Policy>> = Vec::new();

@@ -14,13 +14,13 @@ use super::tables::Tables;
 /// The mesh as it changes: takes and drops resources by name, one by one or many at once, and publishes a [`Snapshot`]
 /// after each change.
 ///
-/// A change copies the parts of the indices that it touches, never the whole, so that its cost hardly depends on the size
-/// of the mesh. Readers hold snapshots, which share the rest, and never wait for a change.
+/// A change copies the parts of the indices that it touches, never the whole, so that its cost hardly depends on the
+/// size of the mesh. Readers hold snapshots, which share the rest, and never wait for a change.
 ///
-/// Each resource is taken or rejected by itself. One is [rejected](super::RejectReason) when it has no name, or an address
-/// that another one of its kind has in the same network: of two claimants the one that came first has it. The previous
-/// version of the resource then stays, if it has one and still can. A resource that was rejected for its address is kept
-/// aside, and taken as soon as the address is free: who sent it will not send it again.
+/// Each resource is taken or rejected by itself. One is [rejected](super::RejectReason) when it has no name, or an
+/// address that another one of its kind has in the same network: of two claimants the one that came first has it. The
+/// previous version of the resource then stays, if it has one and still can. A resource that was rejected for its
+/// address is kept aside, and taken as soon as the address is free: who sent it will not send it again.
 ///
 /// ```
 /// use hbone::mesh::{ResourceName, Service, Store, Workload};
@@ -61,8 +61,9 @@ pub struct Batch(Vec<(ResourceName, Option<Resource>)>);
 pub struct Applied {
     /// The resources of the batch that were not taken, in its order.
     pub rejected: Vec<Rejected>,
-    /// The names under which the mesh is different now, each once: what was taken, replaced or removed, in the batch or, as
-    /// an address became free or was lost, because of it. Resources that came again as they were are none of these.
+    /// The names under which the mesh is different now, each once: what was taken, replaced or removed, in the batch
+    /// or, as an address became free or was lost, because of it. Resources that came again as they were are none of
+    /// these.
     pub changed: Vec<ResourceName>,
 }
 
@@ -132,8 +133,8 @@ impl Store {
 
     /// Makes all changes of a batch at once, and publishes if there are any.
     ///
-    /// All that goes or changes gives up its addresses first, so that in one batch an address may pass from one resource
-    /// to another, whatever the order.
+    /// All that goes or changes gives up its addresses first, so that in one batch an address may pass from one
+    /// resource to another, whatever the order.
     pub fn apply(&mut self, batch: Batch) -> Applied {
         let mut change = Change { tables: Arc::make_mut(&mut self.tables), freed: Vec::new(), before: Vec::new() };
         let mut new = Vec::new();

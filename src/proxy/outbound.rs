@@ -59,8 +59,8 @@ impl Outbound {
         async move { Carried::carry(connecting.await?).await }
     }
 
-    /// Joins an application's connection with the tunnel opened for it, until both have ended. When dropped, the connection
-    /// fails.
+    /// Joins an application's connection with the tunnel opened for it, until both have ended. When dropped, the
+    /// connection fails.
     ///
     /// # Errors
     ///

@@ -5,8 +5,8 @@ use std::hash::{BuildHasher, RandomState};
 use crate::mesh::Workload;
 use crate::metadata::{BackendToken, Metadata};
 
-/// Names pods by salted hashes of their uids: nobody learns from these which or how many pods there are, and a client can't name a
-/// pod that the gateway has not led it to.
+/// Names pods by salted hashes of their uids: nobody learns from these which or how many pods there are, and a client
+/// can't name a pod that the gateway has not led it to.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tokens(RandomState);
 

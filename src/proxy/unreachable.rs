@@ -3,8 +3,8 @@
 use crate::error::{Error, ErrorKind};
 use crate::refusal::{Refusal, RefusalReason};
 
-/// The refusal for a destination that could not be reached. Its address and the whole story stay on this side: the peer may
-/// be in another network.
+/// The refusal for a destination that could not be reached. Its address and the whole story stay on this side: the peer
+/// may be in another network.
 pub(super) fn unreachable(error: &Error, what: &str) -> Refusal {
     use std::io::ErrorKind as Io;
     let cause = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());

@@ -66,8 +66,8 @@ pub fn inbound(mesh: &Snapshot, workload: &Workload, authority: &Authority) -> R
 /// would reach the wrong service where networks use the same addresses. The endpoints to choose from are those in
 /// `network` that are healthy (unless the service's health policy is
 /// [`AllowAll`](crate::mesh::HealthPolicy::AllowAll)), have capacity, an address and a target port, and speak HBONE.
-/// Locality does not matter here: the client has seen to it. `choice` leaves out what has failed of late or is to be passed
-/// over, and chooses one of the rest.
+/// Locality does not matter here: the client has taken care of it. `choice` leaves out what has failed recently or is
+/// to be passed over, and chooses one of the rest.
 ///
 /// # Errors
 ///

@@ -17,7 +17,7 @@ use crate::observe::{Event, Observer, notify};
 /// After a failed accept, mostly for lack of file descriptors, some have to be closed before the next can succeed.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
-/// When a drain's time is over, who listens for that says why it ends, which takes no longer.
+/// When a drain's time is over, tasks that listen for it say why they end, which takes no longer.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Accepts byte streams until there are no more, or a drain starts.
@@ -74,8 +74,8 @@ impl<A: Accept> Accepting<A> {
     }
 }
 
-/// Has each byte stream served by a task that `spawn` puts into the set, with a watch that it is to hold. Returns when the drain
-/// has ended, or no more can come and all tasks have ended.
+/// Has each byte stream served by a task that `spawn` puts into the set, with a watch that it is to hold. Returns when
+/// the drain has ended, or no more can come and all tasks have ended.
 ///
 /// Tasks that outlast the drain are dropped shortly after its time is over.
 pub(crate) async fn accept_each<A: Accept>(

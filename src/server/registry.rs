@@ -18,11 +18,11 @@ use crate::identity::SpiffeId;
 use crate::observe::{ConnectionClosed, ConnectionDraining, ConnectionId, Event, TunnelId, notify};
 use crate::tls::Certificate;
 
-/// The registry of a server's live connections: who is there, and the means to drain or cut single ones. Cheap to clone; all
-/// clones are of the same server.
+/// The registry of a server's live connections: who is there, and the means to drain or cut single ones. Cheap to
+/// clone; all clones are of the same server.
 ///
-/// A connection is in it from the end of its handshakes to its own end. Looking at it takes a lock that is also taken when a
-/// connection or a tunnel opens or ends, and never to move bytes.
+/// A connection is in it from the end of its handshakes to its own end. Looking at it takes a lock that is also taken
+/// when a connection or a tunnel opens or ends, and never to move bytes.
 #[derive(Clone, Default)]
 pub struct Connections(Arc<Registry>);
 
@@ -47,7 +47,7 @@ struct Live {
 /// What the peer of a connection has shown.
 pub(super) struct PeerCertificates {
     pub(super) own: Certificate,
-    /// Of the whole chain, the own one first.
+    /// Of the whole chain, its own first.
     pub(super) serials: Vec<Box<[u8]>>,
 }
 
@@ -86,7 +86,7 @@ impl Connections {
         self.iter().map(|connection| connection.tunnel_count()).sum()
     }
 
-    /// The connections of this moment, in no order.
+    /// The connections of this moment, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = LiveConnection> + use<> {
         self.live().values().cloned().collect::<Vec<_>>().into_iter()
     }
@@ -116,7 +116,7 @@ impl Connections {
 }
 
 impl LiveConnection {
-    /// What events call it.
+    /// Its id in events.
     pub fn id(&self) -> ConnectionId {
         self.0.shared.id()
     }
@@ -131,7 +131,8 @@ impl LiveConnection {
         &self.0.certificates.own
     }
 
-    /// The serial numbers of the whole chain that the peer has sent, in the form of [`Certificate::serial`], its own one first.
+    /// The serial numbers of the whole chain that the peer has sent, in the form of [`Certificate::serial`], its own
+    /// one first.
     pub fn certificate_serials(&self) -> impl Iterator<Item = &[u8]> {
         self.0.certificates.serials.iter().map(|serial| &**serial)
     }
@@ -229,7 +230,7 @@ impl LiveConnection {
 }
 
 impl LiveTunnel {
-    /// What events call it.
+    /// Its id in events.
     pub fn id(&self) -> TunnelId {
         self.0.id()
     }

@@ -18,11 +18,11 @@ use crate::tunnel::TunnelStream;
 
 /// A [`server::Listener`] that answers: it hands out open tunnels, as a TCP listener hands out sockets.
 ///
-/// A tunnel gets its 200 when it is handed out, so that what runs behind is there already. Whoever has to dial first, or to
-/// decide with time, uses the [`server::Listener`].
+/// A tunnel gets its 200 when it is handed out, so that what runs behind is there already. To dial first, or to take
+/// time to decide, use the [`server::Listener`].
 ///
-/// It is a [`Stream`](futures_util::Stream) of its tunnels as well, and an [`Accept`]: a listener on a listener is the inner end
-/// of nested tunnels.
+/// It is a [`Stream`](futures_util::Stream) of its tunnels as well, and an [`Accept`]: a listener on a listener is the
+/// inner end of nested tunnels.
 pub struct Listener<A> {
     inner: server::Listener<A>,
     answer: Metadata,
@@ -36,12 +36,12 @@ impl<A: Accept> Listener<A> {
         Self { inner: server::Listener::new(accept, server), answer: Metadata::default() }
     }
 
-    /// Decides which tunnels are let in: by the authority, and by who asks. Default: all, since the peer is in one of the
-    /// trust domains of the acceptor.
+    /// Decides which tunnels are let in: by the authority, and by who asks. Default: all, since the peer is in one of
+    /// the trust domains of the acceptor.
     ///
     /// A server that stands for one workload should turn other authorities down
-    /// ([`DestinationProhibited`](crate::RefusalReason::DestinationProhibited)): a client that comes here with one is lost.
-    /// `decide` is called for each tunnel in the task of its connection, so it must not block.
+    /// ([`DestinationProhibited`](crate::RefusalReason::DestinationProhibited)): a client that comes here with one is
+    /// lost. `decide` is called for each tunnel in the task of its connection, so it must not block.
     pub fn with_decision(mut self, decide: impl Fn(&Incoming) -> Result<(), Refusal> + Send + Sync + 'static) -> Self {
         self.inner = self.inner.with_decision(decide);
         self
@@ -59,8 +59,8 @@ impl<A: Accept> Listener<A> {
         self
     }
 
-    /// Ends with a drain, as by [`server::Listener::with_drain`]: [`accept`](Self::accept) returns the tunnels that were on their
-    /// way, and then `None` when the last connection has ended.
+    /// Ends with a drain, as by [`server::Listener::with_drain`]: [`accept`](Self::accept) returns the tunnels that
+    /// were on their way, and then `None` when the last connection has ended.
     pub fn with_drain(mut self, drain: Watch) -> Self {
         self.inner = self.inner.with_drain(drain);
         self
@@ -71,15 +71,16 @@ impl<A: Accept> Listener<A> {
         self.inner.connections()
     }
 
-    /// Waits for the next tunnel and opens it. `None` when there are no more: the drain has started, or the [`Accept`] has
-    /// ended, and all connections are gone. Cancel safe.
+    /// Waits for the next tunnel and opens it. `None` when there are no more: the drain has started, or the [`Accept`]
+    /// has ended, and all connections are gone. Cancel safe.
     ///
     /// New connections are accepted only while this is being awaited; those that are up go on by themselves.
     pub async fn accept(&mut self) -> Option<(TunnelStream, Peer)> {
         poll_fn(|cx| self.poll_accept_tunnel(cx)).await
     }
 
-    /// Has each tunnel served in a task that ends with its connection at the latest. `None` is one whose client has gone.
+    /// Has each tunnel served in a task that ends with its connection at the latest. `None` is one whose client has
+    /// gone.
     pub(super) async fn serve<F, T>(self, drain: Watch, tunnel: F)
     where
         F: Fn(Option<(TunnelStream, Peer)>) -> T + Clone + Send + 'static,

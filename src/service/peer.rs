@@ -7,8 +7,8 @@ use crate::authority::Authority;
 use crate::identity::SpiffeId;
 use crate::metadata::Metadata;
 
-/// The other end of a tunnel: in the extensions of the requests that a server receives through it, and of the responses that a
-/// client does. Cheap to clone.
+/// The other end of a tunnel: in the extensions of the requests that a server receives through it, and of the responses
+/// that a client does. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Peer(Arc<Inner>);
 
@@ -45,8 +45,8 @@ impl Peer {
         &self.0.metadata
     }
 
-    /// The address that its connection came from, at a server whose [`Accept`](crate::io::Accept) knows it. It may be that of a
-    /// gateway on the way.
+    /// The address that its connection came from, at a server whose [`Accept`](crate::io::Accept) knows it. It may be
+    /// that of a gateway on the way.
     pub fn address(&self) -> Option<SocketAddr> {
         self.0.address
     }

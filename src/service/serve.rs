@@ -20,21 +20,23 @@ use crate::drain::Watch;
 use crate::io::Accept;
 use crate::tunnel::TunnelStream;
 
-/// How long a drain waits for the first request of a tunnel: its 200 may not have reached the client yet. Several round trips
-/// between continents.
+/// How long a drain waits for the first request of a tunnel: its 200 may not have reached the client yet. Several round
+/// trips between continents.
 const FIRST_REQUEST: Duration = Duration::from_secs(2);
 
-/// Serves HTTP/1 and HTTP/2 (with prior knowledge) in each tunnel of `listener` by `service`, until the drain has ended or no
-/// more tunnels can come. Each request has the [`Peer`] in its extensions. Upgrades and extended CONNECT work, so WebSockets do.
+/// Serves HTTP/1 and HTTP/2 (with prior knowledge) in each tunnel of `listener` by `service`, until the drain has ended
+/// or no more tunnels can come. Each request has the [`Peer`] in its extensions. Upgrades and extended CONNECT work, so
+/// WebSockets do.
 ///
 /// `service` is cloned for each tunnel, and for each request in it. An `axum::Router` is such a service, so is
 /// `tonic::service::Routes`.
 ///
-/// When the drain starts, no more connections and tunnels are accepted, running requests finish, and so does the first request of a
-/// tunnel that has just been opened. When its time is over, all connections are broken and the requests dropped.
+/// When the drain starts, no more connections and tunnels are accepted, running requests finish, and so does the first
+/// request of a tunnel that has just been opened. When its time is over, all connections are broken and the requests
+/// dropped.
 ///
-/// What goes wrong with a single connection, tunnel or request is logged at `debug` and ends nothing else. Must be called on a
-/// tokio runtime. When the future is dropped, all connections are broken and the requests dropped.
+/// What goes wrong with a single connection, tunnel or request is logged at `debug` and ends nothing else. Must be
+/// called on a tokio runtime. When the future is dropped, all connections are broken and the requests dropped.
 pub async fn serve<A, S, B>(listener: Listener<A>, service: S, drain: Watch)
 where
     A: Accept,

@@ -1,4 +1,4 @@
-//! The dates of a certificate, which webpki checks and does not tell.
+//! The dates of a certificate, which webpki checks and does not reveal.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

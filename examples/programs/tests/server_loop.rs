@@ -1,5 +1,5 @@
-//! A server of one's own, by the public interface alone: a decision that takes time before the 200, counts while it runs, single
-//! connections cut, and a drain that ends whatever happens.
+//! A server of one's own, by the public interface alone: a decision that takes time before the 200, counts while it
+//! runs, single connections cut, and a drain that ends whatever happens.
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::sync::Arc;

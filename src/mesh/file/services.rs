@@ -27,7 +27,7 @@ pub(super) const KNOWN: &[&str] = &[
     "extensions",
 ];
 
-/// Reads a service. A subject alternative name that is no SPIFFE ID goes to `odd_names` and is left out: one less is
+/// Reads a service. A subject alternative name that is not a SPIFFE ID goes to `odd_names` and is left out: one less is
 /// accepted. The IDs may be of any form, as each is listed by itself.
 pub(super) fn read(at: At<'_>, odd_names: &mut Vec<Fault>) -> Result<Service, Fault> {
     let fields = at.fields(KNOWN)?;

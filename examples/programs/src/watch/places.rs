@@ -47,8 +47,8 @@ fn id(_: &Metadata) -> (u64, u64) {
 
 /// The directories that are watched, each with the identity that it had then.
 ///
-/// Directories and not files: an editor writes a new file and renames it over the old one, and Kubernetes renames a link,
-/// `..data`, to a directory of new files. Neither is an event of the file that was there before.
+/// Directories and not files: an editor writes a new file and renames it over the old one, and Kubernetes renames a
+/// link, `..data`, to a directory of new files. Neither is an event of the file that was there before.
 #[derive(Debug, Default)]
 pub(super) struct Directories(BTreeMap<PathBuf, (u64, u64)>);
 
@@ -83,8 +83,8 @@ fn only_in(a: &BTreeMap<PathBuf, (u64, u64)>, b: &BTreeMap<PathBuf, (u64, u64)>)
     a.iter().filter(|(path, id)| b.get(*path) != Some(*id)).map(|(path, _)| path.clone()).collect()
 }
 
-/// The directories in which something may be renamed so that the path leads to another file: those of the file and of each
-/// symbolic link on the way. Where the path ends early, the last directory that is there.
+/// The directories in which something may be renamed so that the path leads to another file: those of the file and of
+/// each symbolic link on the way. Where the path ends early, the last directory that is there.
 fn directories(file: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let Ok(absolute) = std::path::absolute(file) else { return found };
