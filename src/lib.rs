@@ -122,6 +122,8 @@ pub mod service;
 #[cfg(feature = "test-util")]
 pub mod testing;
 pub mod tls;
+#[cfg(feature = "xds")]
+pub mod xds;
 
 mod authority;
 mod config;

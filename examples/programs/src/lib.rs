@@ -1,5 +1,6 @@
 //! What the proxies have in common: their files, their admin port, and how they start and stop.
 
+pub mod controlplane;
 #[cfg(feature = "jemalloc")]
 mod memory;
 pub mod watch;
