@@ -203,18 +203,16 @@ fn clause(message: &proto::Clause) -> Result<Clause> {
 }
 
 fn matching(message: &proto::Match) -> Result<Match> {
-    let mut found = Match::default();
-    found.namespaces = condition("namespaces", &message.namespaces, &message.not_namespaces, pattern)?;
-    found.principals = condition("principals", &message.principals, &message.not_principals, pattern)?;
-    found.service_accounts =
-        condition("service_accounts", &message.service_accounts, &message.not_service_accounts, account)?;
-    found.source_ips = condition("source_ips", &message.source_ips, &message.not_source_ips, cidr)?;
-    found.destination_ips = condition("destination_ips", &message.destination_ips, &message.not_destination_ips, cidr)?;
-    found.destination_ports =
-        condition("destination_ports", &message.destination_ports, &message.not_destination_ports, |port| {
-            u16::try_from(*port).map_err(|_| DecodeError::new("", "it is no port"))
-        })?;
-    Ok(found)
+    let port = |port: &u32| u16::try_from(*port).map_err(|_| DecodeError::new("", "it is no port"));
+    let m = message;
+    Ok(Match {
+        namespaces: condition("namespaces", &m.namespaces, &m.not_namespaces, pattern)?,
+        principals: condition("principals", &m.principals, &m.not_principals, pattern)?,
+        service_accounts: condition("service_accounts", &m.service_accounts, &m.not_service_accounts, account)?,
+        source_ips: condition("source_ips", &m.source_ips, &m.not_source_ips, cidr)?,
+        destination_ips: condition("destination_ips", &m.destination_ips, &m.not_destination_ips, cidr)?,
+        destination_ports: condition("destination_ports", &m.destination_ports, &m.not_destination_ports, port)?,
+    })
 }
 
 fn condition<M, T>(

@@ -80,6 +80,28 @@ impl Object {
         }
     }
 
+    /// Its kind.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::AuthorizationPolicy(_) => "AuthorizationPolicy",
+            Self::ConfigMap(_) => "ConfigMap",
+            Self::EndpointSlice(_) => "EndpointSlice",
+            Self::Gateway(_) => "Gateway",
+            Self::Namespace(_) => "Namespace",
+            Self::Node(_) => "Node",
+            Self::PeerAuthentication(_) => "PeerAuthentication",
+            Self::Pod(_) => "Pod",
+            Self::Service(_) => "Service",
+            Self::ServiceEntry(_) => "ServiceEntry",
+            Self::WorkloadEntry(_) => "WorkloadEntry",
+        }
+    }
+
+    /// Kind, namespace and name: no two objects of a cluster have the same.
+    pub fn describe(&self) -> String {
+        describe(self.kind(), self.metadata())
+    }
+
     /// Reads an object of a kind. `None` for kinds that say nothing here.
     ///
     /// # Errors

@@ -9,3 +9,4 @@ pub mod convert;
 pub mod kinds;
 pub mod manifest;
 pub mod objects;
+pub mod source;
