@@ -72,6 +72,7 @@
 //! | move bytes, or bring a transport | [`io`] |
 //! | route by a mesh | [`mesh`], [`route`], [`balance`], [`policy`] |
 //! | leave out what keeps failing | [`balance::health`] |
+//! | follow a control plane, or be one | [`xds`] |
 //! | run a proxy | [`proxy`] |
 //! | serve or call HTTP without one | [`service`] |
 //! | stop without losing anything | [`drain`] |
@@ -86,6 +87,7 @@
 //! | `proxy` | yes | [`proxy`]: the outbound, inbound and gateway roles, over tokio's TCP. |
 //! | `mesh-file` | no | The mesh from a YAML file: [`mesh::Snapshot::load`]. |
 //! | `tower` | no | [`service`]: HTTP servers and clients on HBONE, for hyper, axum and tonic. |
+//! | `xds` | no | [`xds`]: delta xDS, as a client and as a server, and what each cluster is told of the others. |
 //! | `test-util` | no | [`testing`]: an in-memory network and a throwaway certificate authority. |
 //!
 //! # Cancel safety
@@ -98,6 +100,7 @@
 #![cfg_attr(not(feature = "proxy"), doc = "[`proxy`]: #features")]
 #![cfg_attr(not(feature = "tower"), doc = "[`service`]: #features")]
 #![cfg_attr(not(feature = "test-util"), doc = "[`testing`]: #features")]
+#![cfg_attr(not(feature = "xds"), doc = "[`xds`]: #features")]
 
 pub mod balance;
 pub mod client;
