@@ -89,8 +89,8 @@ fn rebuilt(mesh: &Snapshot) -> Snapshot {
     .expect("resources that stand in one mesh already")
 }
 
-/// Whatever comes and goes, the mesh is as if it had been made at once of what it has; nothing waits without a reason; everything
-/// that was sent last is there, waits or has no name; and no snapshot ever changes.
+/// Whatever comes and goes, the mesh is as if it had been made at once of what it has; nothing waits without a reason;
+/// everything that was sent last is there, waits or has no name; and no snapshot ever changes.
 pub(crate) fn changes(batches: Vec<Vec<(bool, Resource)>>) {
     let by_name = |mesh: &Snapshot| mesh.resources().map(|r| (r.name(), r)).collect::<HashMap<_, _>>();
     let mut store = Store::new();

@@ -1,8 +1,9 @@
-//! What the fuzz targets in `fuzz/` do with their input. Compiled for fuzzing and for tests only, and no part of the API.
+//! What the fuzz targets in `fuzz/` do with their input. Compiled for fuzzing and for tests only, and no part of the
+//! API.
 //!
-//! A target is a function of bytes that panics where something is wrong. It has no clock, threads or randomness of its own, so
-//! that an input does the same each time: what has to run, runs on one thread with the clock paused. `corpus.rs` runs each
-//! target over its seeds on stable.
+//! A target is a function of bytes that panics where something is wrong. It has no clock, threads or randomness of its
+//! own, so that an input does the same each time: what has to run, runs on one thread with the clock paused.
+//! `corpus.rs` runs each target over its seeds on stable.
 
 #[cfg(test)]
 mod corpus;

@@ -191,8 +191,8 @@ impl<IO: AsyncRead + AsyncWrite> Peer<IO> {
     }
 }
 
-/// Plays a script on one end of a connection, and then reads until the other end is gone. What this side is to do meanwhile
-/// goes to `acts`. When this side is done, `over` says so.
+/// Plays a script on one end of a connection, and then reads until the other end is gone. What this side is to do
+/// meanwhile goes to `acts`. When this side is done, `over` says so.
 pub(super) async fn play<IO: AsyncRead + AsyncWrite>(
     io: IO,
     (setup, steps): (Setup, Vec<Step>),

@@ -1,7 +1,7 @@
 //! What a peer does on one connection, as bytes: frames, how they are cut, pauses, and what this side does meanwhile.
 //!
-//! Any bytes are a script, and each script has bytes ([`encode`]), so that recorded sessions are seeds. Lengths stand before
-//! what they count: a change in one place leaves the rest as it is.
+//! Any bytes are a script, and each script has bytes ([`encode`]), so that recorded sessions are seeds. Lengths stand
+//! before what they count: a change in one place leaves the rest as it is.
 
 use std::time::Duration;
 

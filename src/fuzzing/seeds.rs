@@ -1,5 +1,5 @@
-//! Seeds that are sessions: recorded between this crate's own two ends. What one end has sent is the script, and what the
-//! other end has sent is what this side does meanwhile.
+//! Seeds that are sessions: recorded between this crate's own two ends. What one end has sent is the script, and what
+//! the other end has sent is what this side does meanwhile.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -197,8 +197,8 @@ async fn record(scene: Scene) -> Vec<(From, Frame)> {
     session
 }
 
-/// The session as a script: what `peer` has sent, and what the other end did. A peer that acknowledges what it gets does not
-/// do so in its script.
+/// The session as a script: what `peer` has sent, and what the other end did. A peer that acknowledges what it gets
+/// does not do so in its script.
 fn script(session: &[(From, Frame)], peer: From, answers: bool) -> Vec<Step> {
     let (mut steps, mut last, mut streams) = (Vec::new(), peer, Vec::new());
     for (from, frame) in session {

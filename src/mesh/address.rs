@@ -12,8 +12,8 @@ use crate::authority::{Authority, AuthorityError};
 /// The HBONE port where none is given.
 pub(crate) const HBONE_PORT: u16 = 15008;
 
-/// The name of a network, in which addresses are unique and reachable from each other. The empty name is valid, and is that
-/// of the only network in a mesh without others.
+/// The name of a network, in which addresses are unique and reachable from each other. The empty name is valid, and is
+/// that of the only network in a mesh without others.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Network(Arc<str>);
 
@@ -30,8 +30,8 @@ pub struct NamespacedHostname {
     pub hostname: Hostname,
 }
 
-/// An address in a network, written `network/IP`. Networks may use the same addresses, so neither part identifies anything
-/// by itself.
+/// An address in a network, written `network/IP`. Networks may use the same addresses, so neither part identifies
+/// anything by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct NetworkAddress {

@@ -21,7 +21,8 @@ pub struct Service {
     pub vips: Vec<NetworkAddress>,
     /// Its ports, each with the target port for endpoints that don't name their own. Default: none.
     pub ports: Ports,
-    /// The identities that may terminate its connections in other networks. Default: none, so that it can't be reached there.
+    /// The identities that may terminate its connections in other networks. Default: none, so that it can't be reached
+    /// there.
     pub subject_alt_names: AcceptedIdentities,
     /// How an endpoint is chosen.
     pub load_balancing: LoadBalancing,
@@ -33,7 +34,8 @@ pub struct Service {
 
 /// Whether other clusters may reach a service through the gateway.
 ///
-/// WDS has no such field: a control plane sends a gateway only the services that it may serve. So the default is global.
+/// WDS has no such field: a control plane sends a gateway only the services that it may serve. So the default is
+/// global.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ServiceScope {

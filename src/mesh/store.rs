@@ -20,7 +20,7 @@ use super::tables::Tables;
 /// Each resource is taken or rejected by itself. One is [rejected](super::RejectReason) when it has no name, or an
 /// address that another one of its kind has in the same network: of two claimants the one that came first has it. The
 /// previous version of the resource then stays, if it has one and still can. A resource that was rejected for its
-/// address is kept aside, and taken as soon as the address is free: who sent it will not send it again.
+/// address is kept aside, and taken as soon as the address is free: whoever sent it will not send it again.
 ///
 /// ```
 /// use hbone::mesh::{ResourceName, Service, Store, Workload};

@@ -101,8 +101,8 @@ pub enum ApplicationProtocol {
     /// As they are.
     #[default]
     None,
-    /// With a PROXY protocol header in front. This crate sends none, so it does not serve such a workload; others may, so
-    /// connecting to it is fine.
+    /// With a PROXY protocol header in front. This crate sends none, so it does not serve such a workload; others may,
+    /// so connecting to it is fine.
     Proxy,
 }
 

@@ -1,9 +1,9 @@
 //! Authorization by identity, address and port, as in ambient meshes (`istio.security.Authorization`, layer 4).
 //!
 //! [`Snapshot::policies_for`](crate::mesh::Snapshot::policies_for) finds the policies that apply to a workload;
-//! [`authorize`] evaluates them. The order is ztunnel's: a DENY policy that matches decides; else, without any ALLOW policy,
-//! the connection is allowed; else an ALLOW policy has to match. Where ztunnel would let a connection through for lack of
-//! knowledge, this module denies it:
+//! [`authorize`] evaluates them. The order is ztunnel's: a DENY policy that matches decides; else, without any ALLOW
+//! policy, the connection is allowed; else an ALLOW policy has to match. Where ztunnel would let a connection through
+//! for lack of knowledge, this module denies it:
 //!
 //! - A policy that a workload names and the mesh does not have denies; ztunnel skips it.
 //! - A policy that can't be read [denies](Policy::unreadable) whatever it might deny.
@@ -38,7 +38,8 @@ pub struct Policy {
     pub scope: Scope,
     /// What happens on a match.
     pub action: Action,
-    /// The rules, any of which has to match. Without rules the policy matches no connection, so that an ALLOW denies all.
+    /// The rules, any of which has to match. Without rules the policy matches no connection, so that an ALLOW denies
+    /// all.
     pub rules: Vec<Rule>,
     /// Only report what the policy would match. Default: false.
     pub dry_run: bool,
@@ -153,8 +154,8 @@ impl Policy {
         Self { stand_in: Some(StandIn::Missing), ..Self::deny_all(name, Scope::WorkloadSelector) }
     }
 
-    /// A stand-in for a policy that exists and can't be read. It denies whatever the policy might deny: as an ALLOW it allows
-    /// nothing; as a DENY, or if the action can't be read either, it denies all connections.
+    /// A stand-in for a policy that exists and can't be read. It denies whatever the policy might deny: as an ALLOW it
+    /// allows nothing; as a DENY, or if the action can't be read either, it denies all connections.
     pub fn unreadable(name: PolicyName, scope: Scope, action: Option<Action>) -> Self {
         let policy = match action {
             Some(Action::Allow) => Self::new(name, scope, Action::Allow),

@@ -56,9 +56,9 @@ impl<'a> Choice<'a> {
     /// are. That is decided twice, among the endpoints of a service in all networks and tiers, and among the gateways
     /// of the endpoint that was chosen.
     ///
-    /// An endpoint in its own network has the key [`HealthKey::Workload`]. A way through a gateway is ejected when the
-    /// [`Gateway`](HealthKey::Gateway) or the [`GatewayService`](HealthKey::GatewayService) is; an endpoint in another
-    /// network when all of the ways to it are that have not been tried. Default: nobody is left out.
+    /// An endpoint in the source's own network has the key [`HealthKey::Workload`]. A way through a gateway is ejected
+    /// when the [`Gateway`](HealthKey::Gateway) or the [`GatewayService`](HealthKey::GatewayService) is; an endpoint in
+    /// another network when all of the ways to it are that have not been tried. Default: nobody is left out.
     ///
     /// To have one caller only be the probe of a half-open endpoint, hold the lock of the outliers until the attempt at
     /// [`Route::health_keys`](super::Route::health_keys) has [begun](Outliers::begin).
@@ -85,7 +85,7 @@ impl<'a> Choice<'a> {
         self.balance.heeds_rank()
     }
 
-    /// Of an endpoint in its own network.
+    /// Of an endpoint in the source's own network.
     pub(super) fn endpoint(&self, workload: &Workload) -> Record {
         if self.has_no_records() { Record::default() } else { self.key(&HealthKey::Workload(workload.uid.clone())) }
     }

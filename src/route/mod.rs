@@ -46,7 +46,7 @@ pub struct Route {
     /// The gateway of the other network, where there is one on the way.
     pub gateway: Option<Arc<Workload>>,
     /// How many other ways have not [failed this caller](Choice::with_tried), ejected ones included: endpoints in the
-    /// own network, and gateways of others.
+    /// source's own network, and gateways of others.
     pub others: usize,
     /// Counts the connection at the endpoint and the gateway that were chosen, until it is dropped together with all of
     /// its clones.

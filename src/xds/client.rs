@@ -80,8 +80,8 @@ impl ClientConfig {
         self.connect_timeout
     }
 
-    /// How long to wait after so many failures in a row: `random` of the full wait, from 0 to 1, so that not all clients come back
-    /// at once.
+    /// How long to wait after so many failures in a row: `random` of the full wait, from 0 to 1, so that not all
+    /// clients come back at once.
     fn backoff(&self, failures: u32, random: f64) -> Duration {
         let doubled = 1_u32.checked_shl(failures.saturating_sub(1).min(31)).unwrap_or(u32::MAX);
         self.initial_backoff.saturating_mul(doubled).min(self.max_backoff).mul_f64(random.clamp(0.0, 1.0))
@@ -104,11 +104,11 @@ pub struct ClientStatus {
     pub resources: usize,
 }
 
-/// Keeps a [`Store`] as a control plane says, for as long as [`run`](Client::run) is polled.
+/// Keeps a [`Store`] as a control plane wants it, for as long as [`run`](Client::run) is polled.
 ///
-/// While the control plane is away, the store stays as it was, and the client comes back with jittered and growing waits. Then it
-/// says what it holds, and is told what has changed. Responses are applied whole: their good resources at once, the bad ones are
-/// rejected by name, with the reason, and stay as they were.
+/// While the control plane is away, the store stays as it was, and the client comes back with jittered and growing
+/// waits. Then it says what it holds, and receives what has changed. Responses are applied whole: their good resources
+/// at once, the bad ones are rejected by name, with the reason, and stay as they were.
 pub struct Client<C> {
     channel: C,
     subscriptions: Subscriptions,
@@ -156,8 +156,8 @@ where
         self
     }
 
-    /// Sends a header with each stream; Istio's ztunnel says its cluster in `clusterid`. Names and values that are not allowed
-    /// are left out.
+    /// Sends a header with each stream; Istio's ztunnel says its cluster in `clusterid`. Names and values that are not
+    /// allowed are left out.
     pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
         if let Ok(value) = value.parse::<MetadataValue<Ascii>>() {
             self.headers.insert(name, value);
@@ -191,7 +191,7 @@ where
         }
     }
 
-    /// One stream. Why did it end?
+    /// One stream. Returns why it ended.
     async fn stream(&mut self) -> Status {
         let (requests, outgoing) = mpsc::unbounded_channel::<DeltaDiscoveryRequest>();
         for request in self.subscriptions.connect() {
@@ -234,7 +234,7 @@ where
         }
     }
 
-    /// Applies a response. What is the answer?
+    /// Applies a response. Returns the answer.
     fn apply(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let update = self.subscriptions.receive(response);
         let (batch, mut rejected) = decoded(&update);

@@ -76,7 +76,8 @@ pub fn resource(any: &proto::Any) -> Result<Resource> {
     }
 }
 
-/// What a resource name of a type stands for. A service's name has a hostname after its only slash; a workload's may be anything.
+/// What a resource name of a type stands for. A service's name has a hostname after its only slash; a workload's may be
+/// anything.
 pub(super) fn resource_names(type_url: &str, name: &str) -> Vec<ResourceName> {
     match type_url {
         AUTHORIZATION_TYPE => {

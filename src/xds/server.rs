@@ -1,4 +1,4 @@
-//! Tells proxies what their cluster is told.
+//! Sends proxies what their cluster is to know.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -55,7 +55,7 @@ impl Publisher {
         self.revision.send_modify(|revision| *revision += 1);
     }
 
-    /// Looks at the views. Nothing changes and nobody is told anything meanwhile.
+    /// Looks at the views. Nothing changes and nothing is sent meanwhile.
     pub fn with<R>(&self, look: impl FnOnce(&Views) -> R) -> R {
         look(&self.lock())
     }
@@ -93,7 +93,8 @@ impl DiscoveryServer {
         Self { publisher, admit: Arc::new(admit) }
     }
 
-    /// Decides whose view a client gets: by what came with the connection, such as its identity, and by what it says of itself.
+    /// Decides whose view a client gets: by what came with the connection, such as its identity, and by what it says of
+    /// itself.
     pub fn with_admission(
         mut self,
         admit: impl Fn(&http::Extensions, &Node) -> Result<String, Status> + Send + Sync + 'static,
@@ -196,7 +197,7 @@ async fn serve(
             Ok(()) = changed.changed() => client.as_mut().map(|client| client.catch_up(publisher)).unwrap_or_default(),
         };
         for answer in answers {
-            // A client that does not read is told of later changes later, all at once.
+            // A client that does not read receives later changes later, all at once.
             if responses.send(Ok(answer)).await.is_err() {
                 return Ok(());
             }
@@ -229,7 +230,7 @@ impl Subscribed {
         request: &DeltaDiscoveryRequest,
         publisher: &Publisher,
     ) -> Result<Vec<DeltaDiscoveryResponse>, Status> {
-        // What has changed comes first, so that an answer never is older than what was told before.
+        // What has changed comes first, so that an answer never is older than what was sent before.
         let mut answers = self.catch_up(publisher);
         let empty = View::default();
         let answer = publisher.with(|views| {

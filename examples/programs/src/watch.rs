@@ -1,5 +1,5 @@
 //! Follows the files that a proxy was started with: a good change is taken within a second, without a tunnel dropped;
-//! of a bad one is said what is wrong, and the last good state stays.
+//! what is wrong with a bad one is logged, and the last good state stays.
 
 mod places;
 

@@ -1,4 +1,5 @@
-//! A mesh from a file: the tables of the control plane as YAML, in the form that ztunnel reads through `LOCAL_XDS_PATH`.
+//! A mesh from a file: the tables of the control plane as YAML, in the form that ztunnel reads through
+//! `LOCAL_XDS_PATH`.
 
 mod left_out;
 mod node;
@@ -27,24 +28,24 @@ use crate::policy::Policy;
 /// The resources of a mesh file, each taken or left out by itself.
 ///
 /// A file is YAML with the lists `workloads`, `services` and `policies`. The names are those of WDS (`istio.workload`,
-/// `istio.security`) in camel case, except for `workloadIps`, `protocol` (`HBONE` or `NONE`) and `vips`; a network address
-/// is written `network/IP`. One field of a service is this crate's own: `scope: LOCAL | GLOBAL`, since WDS has none
-/// ([`ServiceScope`](super::ServiceScope) says why). What WDS has and this crate does not use is skipped.
+/// `istio.security`) in camel case, except for `workloadIps`, `protocol` (`HBONE` or `NONE`) and `vips`; a network
+/// address is written `network/IP`. One field of a service is this crate's own: `scope: LOCAL | GLOBAL`, since WDS has
+/// none ([`ServiceScope`](super::ServiceScope) says why). What WDS has and this crate does not use is skipped.
 ///
 /// # What is left out
 ///
 /// One odd entry must not stop the mesh, so it is left out, with file, line, field and reason in
 /// [`left_out`](Self::left_out):
 ///
-/// - An entry with a field that is in no table or a value that is not valid, and one whose name or address an entry before
-///   it has. Where the file is read again, the version that was there before stays.
+/// - An entry with a field that is in no table or a value that is not valid, and one whose name or address an entry
+///   before it has. Where the file is read again, the version that was there before stays.
 /// - Of a service, a subject alternative name that is no SPIFFE ID. The service stays, and accepts one less.
-/// - A policy that can't be read must not let anybody in whom it would turn away. The version that was there before stays; if
-///   there is none, a [stand-in](crate::policy::Policy::unreadable) denies whoever it may be about.
+/// - A policy that can't be read must not let anybody in whom it would turn away. The version that was there before
+///   stays; if there is none, a [stand-in](crate::policy::Policy::unreadable) denies whoever it may be about.
 ///
-/// An error of the whole file, so that nothing of it is taken, is: that it can't be read or is empty (it may be on its way
-/// to being replaced), that it is not YAML or not of these three lists, that a policy can't be read and neither can be told
-/// for whom it holds, and that each of its entries is left out.
+/// An error of the whole file, so that nothing of it is taken, is: that it can't be read or is empty (it may be on its
+/// way to being replaced), that it is not YAML or not of these three lists, that a policy can't be read and neither can
+/// be told for whom it holds, and that each of its entries is left out.
 ///
 /// ```
 /// # fn main() -> Result<(), hbone::Error> {

@@ -11,8 +11,8 @@ const NAMED_REJECTIONS: usize = 20;
 
 /// What one client asks for, type by type, and the versions it holds.
 ///
-/// It outlives its streams: [`connect`](Self::connect) tells a new one what is held already, so that only what has changed
-/// meanwhile is sent.
+/// It outlives its streams: [`connect`](Self::connect) tells a new one what is held already, so that only what has
+/// changed meanwhile is sent.
 #[derive(Clone, Debug)]
 pub struct Subscriptions {
     node: Node,
@@ -106,8 +106,8 @@ impl Subscriptions {
         Update { type_url, resources, removed: removed_resources, nonce }
     }
 
-    /// Takes note of what was applied, and answers: with an ACK, or a NACK that names what was rejected and why. What was
-    /// rejected stays as it was, and counts as held in its earlier version.
+    /// Takes note of what was applied, and answers: with an ACK, or a NACK that names what was rejected and why. What
+    /// was rejected stays as it was, and counts as held in its earlier version.
     pub fn applied(&mut self, update: Update, rejected: &BTreeMap<String, String>) -> DeltaDiscoveryRequest {
         if let Some(kind) = self.types.iter_mut().find(|kind| kind.url == update.type_url) {
             for resource in update.resources {

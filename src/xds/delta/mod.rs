@@ -1,5 +1,5 @@
-//! Delta xDS as two pure machines: what a [client](Subscriptions) asks for and holds, and what a [server](Subscriber) owes one
-//! client. Neither does I/O nor knows the time.
+//! Delta xDS as two pure machines: what a [client](Subscriptions) asks for and holds, and what a [server](Subscriber)
+//! owes one client. Neither does I/O nor knows the time.
 
 mod client;
 mod server;

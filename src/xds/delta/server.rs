@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::proto::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 
-/// The resources of one type that a client may be told of.
+/// The resources of one type that may be sent to a client.
 pub trait Resources {
     /// A resource by its own name.
     fn get(&self, name: &str) -> Option<&Entry>;
@@ -13,8 +13,8 @@ pub trait Resources {
     /// The names of all.
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
 
-    /// The names of what somebody means who asks for `name`: a resource of this name or alias, and what is needed with it, such
-    /// as the workloads of a service. Empty when there is nothing.
+    /// The names of what somebody means who asks for `name`: a resource of this name or alias, and what is needed with
+    /// it, such as the workloads of a service. Empty when there is nothing.
     fn resolve(&self, name: &str) -> Vec<&str>;
 }
 
@@ -37,8 +37,8 @@ impl Entry {
     }
 }
 
-/// FNV-1a over 64 bits: stable across processes, so that a client which comes back to another server is not told everything
-/// again. Nobody gains by a collision: it would hide a change from whoever made it.
+/// FNV-1a over 64 bits: stable across processes, so that a client which comes back to another server is not sent
+/// everything again. Nobody gains by a collision: it would hide a change from whoever made it.
 fn version(bytes: &[u8]) -> String {
     let hash = bytes
         .iter()
@@ -46,7 +46,7 @@ fn version(bytes: &[u8]) -> String {
     format!("{hash:016x}")
 }
 
-/// What one client has asked for of one type, and what it has been told.
+/// What one client has asked for of one type, and what it has been sent.
 #[derive(Clone, Debug, Default)]
 pub struct Subscriber {
     started: bool,
@@ -66,10 +66,11 @@ impl Subscriber {
         Self::default()
     }
 
-    /// Answers a request. `None` where there is nothing to say: to an ACK or NACK, or to names that were answered before.
+    /// Answers a request. `None` where there is nothing to say: to an ACK or NACK, or to names that were answered
+    /// before.
     ///
-    /// `pinned` are names of what the client is told of even if it only asks on demand: a node's proxy of the workloads on its
-    /// node.
+    /// `pinned` are names of what the client is sent even if it only asks on demand: a node's proxy of the workloads on
+    /// its node.
     pub fn request(
         &mut self,
         request: &DeltaDiscoveryRequest,
@@ -108,8 +109,8 @@ impl Subscriber {
         Some(self.finish(answer, &request.type_url))
     }
 
-    /// Tells of what has changed. `changed` are the names of resources that were made, changed or removed since the last call;
-    /// `pinned` replaces what is sent unasked.
+    /// Announces what has changed. `changed` are the names of resources that were made, changed or removed since the
+    /// last call; `pinned` replaces what is sent unasked.
     pub fn changed<'a>(
         &mut self,
         changed: impl IntoIterator<Item = &'a str>,

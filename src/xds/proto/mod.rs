@@ -1,8 +1,8 @@
 //! The messages of the control-plane protocols, as derives: no protoc is needed.
 //!
-//! Field numbers are those of Envoy's `envoy.service.discovery.v3` and of Istio's `workload.proto`, `authorization.proto` and
-//! `ca.proto`. With serde they read and write protobuf's JSON mapping: names in camelCase, default values left out, enums by
-//! name, bytes in base64.
+//! Field numbers are those of Envoy's `envoy.service.discovery.v3` and of Istio's `workload.proto`,
+//! `authorization.proto` and `ca.proto`. With serde they read and write protobuf's JSON mapping: names in camelCase,
+//! default values left out, enums by name, bytes in base64.
 
 /// An enum with protobuf's names.
 macro_rules! proto_enum {

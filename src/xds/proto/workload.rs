@@ -1,4 +1,4 @@
-//! `istio.workload`: what a proxy is told of the mesh.
+//! `istio.workload`: what a proxy learns of the mesh.
 
 use std::collections::BTreeMap;
 
@@ -246,7 +246,7 @@ pub mod load_balancing {
             Strict = 1 "STRICT",
             /// The others where there are none.
             Failover = 2 "FAILOVER",
-            /// The address that was dialled.
+            /// The address that was dialed.
             Passthrough = 3 "PASSTHROUGH",
         }
     }

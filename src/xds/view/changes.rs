@@ -12,7 +12,7 @@ use super::super::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, Address, Any, Author
 /// So many changes are remembered. Who is further behind looks at everything.
 const LOG: usize = 65_536;
 
-/// What one cluster is told, encoded, and what has changed in it.
+/// What one cluster is sent, encoded, and what has changed in it.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     addresses: Addresses,
@@ -67,7 +67,8 @@ impl View {
         self.log.published
     }
 
-    /// The names of addresses and policies that have changed since a revision. `None` when that is too long ago to tell.
+    /// The names of addresses and policies that have changed since a revision. `None` when that is too long ago to
+    /// tell.
     pub fn changed_since(&self, revision: u64) -> Option<(BTreeSet<&str>, BTreeSet<&str>)> {
         let skip = usize::try_from(revision.checked_sub(self.log.first)?).ok()?;
         let (mut addresses, mut policies) = (BTreeSet::new(), BTreeSet::new());

@@ -22,7 +22,7 @@ pub struct ClusterConfig {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ClusterService {
-    /// As its own cluster is told of it when it is not global.
+    /// As its own cluster gets it when it is not global.
     pub service: Service,
     /// Its labels.
     pub labels: Labels,

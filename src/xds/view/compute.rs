@@ -1,4 +1,4 @@
-//! From the state of all clusters to what one of them is told.
+//! From the state of all clusters to what one of them is sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ const TRUST_DOMAIN: &str = "cluster.local";
 type Copy<'a> = (&'a Cluster, &'a ClusterService);
 
 impl Views {
-    /// Everything that a cluster is told.
+    /// Everything that a cluster is sent.
     pub(super) fn compute_all(&self, id: &str, view: &mut View) {
         let Some(own) = self.clusters.get(id) else { return };
         let near = |of: &&Cluster| of.config.network == own.config.network;
@@ -57,7 +57,7 @@ impl Views {
         }
     }
 
-    /// What a cluster is told of one service.
+    /// What a cluster is sent about one service.
     pub(super) fn compute_service(&self, id: &str, key: &Arc<str>, view: &mut View) {
         let Some(own) = self.clusters.get(id) else { return };
         let local = own.services.get(key);

@@ -1,17 +1,17 @@
-//! What each cluster is told of the mesh: its own state in full, and of the others only what it takes to reach their global
-//! services.
+//! What each cluster learns of the mesh: its own state in full, and of the others only what it takes to reach their
+//! global services.
 //!
-//! The values are the messages that go on the wire. [`Views`] holds the state of all clusters and, for each, its [`View`]. A
-//! change recomputes what depends on it: an endpoint its services, a service itself.
+//! The values are the messages that go on the wire. [`Views`] holds the state of all clusters and, for each, its
+//! [`View`]. A change recomputes what depends on it: an endpoint its services, a service itself.
 //!
-//! # What is told
+//! # What is sent
 //!
 //! * A cluster's own workloads, services and policies, and the workloads of other clusters in its network.
-//! * Of a service that is global by the cluster's own rules and exists in several clusters: the local copy, or where there is none the
-//!   first by name; with the virtual addresses of all, each in its network, and with the identities that its endpoints in other
-//!   networks may have.
-//! * For each other network and gateway into it, one workload that stands for all endpoints of the service there, with their
-//!   number as its capacity. Not one remote pod.
+//! * Of a service that is global by the cluster's own rules and exists in several clusters: the local copy, or where
+//!   there is none the first by name; with the virtual addresses of all, each in its network, and with the identities
+//!   that its endpoints in other networks may have.
+//! * For each other network and gateway into it, one workload that stands for all endpoints of the service there, with
+//!   their number as its capacity. Not one remote pod.
 //! * Each gateway into another network as a workload, for its identity.
 //!
 //! # What is better than Istio's
@@ -24,8 +24,9 @@
 //! | All gateways into a network, sharing its capacity | One at random, again at each change | Failover, and no churn of names |
 //! | Identities of the waypoints in other networks are accepted | Only those of endpoints | A tunnel to a service with a waypoint ends there |
 //!
-//! And always: a service that is known only elsewhere has the identities of its endpoints, without which no inner handshake succeeds; workload
-//! entries count in the network that they are in; and no identity without a service account is accepted.
+//! And always: a service that is known only elsewhere has the identities of its endpoints, without which no inner
+//! handshake succeeds; workload entries count in the network that they are in; and no identity without a service
+//! account is accepted.
 
 mod changes;
 mod cluster;
@@ -43,7 +44,7 @@ pub use self::options::Options;
 pub use self::skew::{Resolution, Skew, SkewField};
 use super::proto::{Authorization, Workload};
 
-/// The state of all clusters, and what each is told.
+/// The state of all clusters, and what each is sent.
 #[derive(Clone, Debug, Default)]
 pub struct Views {
     options: Options,
@@ -168,7 +169,7 @@ impl Views {
         self.views = views;
     }
 
-    /// What a cluster is told.
+    /// What a cluster is sent.
     pub fn view(&self, cluster: &str) -> Option<&View> {
         self.views.get(cluster)
     }

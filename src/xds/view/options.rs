@@ -49,7 +49,7 @@ impl Options {
         self.only_ready
     }
 
-    /// Whether all gateways into a network are told of.
+    /// Whether all gateways into a network are announced.
     pub fn all_gateways(&self) -> bool {
         self.all_gateways
     }

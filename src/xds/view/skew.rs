@@ -49,7 +49,7 @@ pub enum Resolution {
     LocalCopy,
     /// Each cluster goes by its own copy, and a port that the other side does not know is refused there.
     LocalCopyMayFail,
-    /// The service stays apart: where it is not global, others are neither told of it nor reached.
+    /// The service stays apart: where it is not global, others neither learn of it nor reach it.
     Apart,
     /// All of them hold.
     Union,

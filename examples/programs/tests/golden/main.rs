@@ -1,6 +1,7 @@
 //! Our control plane, fed with the manifests of `data/`, tells each cluster what Istio's does.
 //!
-//! `data/README.md` says where the data comes from. Deliberate differences are listed in [`DIFFERENCES`], each with its reason.
+//! `data/README.md` says where the data comes from. Deliberate differences are listed in [`DIFFERENCES`], each with its
+//! reason.
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +20,8 @@ use serde_json::Value;
 /// Resources of one kind, by name.
 type Resources = BTreeMap<String, Value>;
 
-/// Where ours differs on purpose, beside what `Options` says: how the scenario and the resource's name begin and end, and why.
+/// Where ours differs on purpose, beside what `Options` says: how the scenario and the resource's name begin and end,
+/// and why.
 const DIFFERENCES: &[(&str, &str, &str)] = &[
     (
         "11-service-kinds",
@@ -39,7 +41,7 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Everything that a cluster is told.
+/// Everything that a cluster is sent.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Told {
     addresses: Resources,

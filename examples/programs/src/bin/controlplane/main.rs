@@ -1,4 +1,5 @@
-//! A control plane: reads the manifests of each cluster, and tells their proxies over xDS what they have to know of each other.
+//! A control plane: reads the manifests of each cluster, and sends their proxies over xDS what they have to know of
+//! each other.
 
 mod admin;
 mod serve;
@@ -34,19 +35,20 @@ struct Args {
     /// Its private key, PEM
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// Proxies need a certificate of these roots, PEM. Without it, anybody is told what the cluster that they name is told
+    /// Proxies need a certificate of these roots, PEM. Without it, anyone gets what is meant for the cluster that they
+    /// name
     #[arg(long, value_name = "FILE")]
     client_ca: Option<PathBuf>,
     /// Serves /healthz/ready and what is known, for people and as JSON
     #[arg(long, value_name = "ADDR")]
     admin: Option<SocketAddr>,
-    /// Tells exactly what Istio's control plane does, also where that is worse
+    /// Sends exactly what Istio's control plane sends, even where that is worse
     #[arg(long)]
     like_istio: bool,
     /// Lets the waypoint of a workload in, whatever its policies say
     #[arg(long)]
     auto_allow_waypoint: bool,
-    /// Tells proxies of policies that are only logged
+    /// Sends proxies the policies that are only logged
     #[arg(long)]
     dry_run_policies: bool,
 }

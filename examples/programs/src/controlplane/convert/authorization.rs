@@ -1,7 +1,8 @@
 //! AuthorizationPolicies as proxies understand them: layer 4 only.
 //!
-//! An ALLOW rule that asks for more than layer 4 can see is left out, so that nothing is allowed by half of it. Of a DENY rule what
-//! layer 4 can't see is left out, and where nothing remains of a source, operation or condition it never matches.
+//! An ALLOW rule that asks for more than layer 4 can see is left out, so that nothing is allowed by half of it. Of a
+//! DENY rule what layer 4 can't see is left out, and where nothing remains of a source, operation or condition it never
+//! matches.
 
 use std::net::IpAddr;
 

@@ -100,8 +100,8 @@ impl Context<'_> {
         (locality != Locality::default()).then_some(locality)
     }
 
-    /// The services that select these labels, each with the ports that the endpoint has. `target` finds a Service's port at the
-    /// endpoint; a ServiceEntry's is the one that it says.
+    /// The services that select these labels, each with the ports that the endpoint has. `target` finds a Service's
+    /// port at the endpoint; a ServiceEntry's is the one that it says.
     pub(super) fn services_of(
         &self,
         namespace: &str,
