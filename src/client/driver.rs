@@ -6,10 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::conn::{Maintenance, Permits, Shared, Transport, WriteBatch, driver_result};
+use crate::conn::{Frame, Maintenance, Permits, Shared, Transport, WriteBatch, driver_result};
 use crate::error::Result;
 use crate::io::Turns;
 
@@ -19,7 +18,7 @@ use crate::io::Turns;
 /// with the reason otherwise, which every tunnel of the connection has got as well. Dropping it breaks the connection.
 #[must_use = "nothing moves unless the driver is polled"]
 pub struct Driver<IO> {
-    connection: h2::client::Connection<Transport<IO>, Bytes>,
+    connection: h2::client::Connection<Transport<IO>, Frame>,
     batch: WriteBatch<IO>,
     maintenance: Maintenance,
     permits: Arc<Permits>,
@@ -32,7 +31,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     pub(super) fn new(
-        connection: h2::client::Connection<Transport<IO>, Bytes>,
+        connection: h2::client::Connection<Transport<IO>, Frame>,
         batch: WriteBatch<IO>,
         maintenance: Maintenance,
         permits: Arc<Permits>,

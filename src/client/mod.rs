@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::authority::Authority;
 use crate::config::Config;
 use crate::conn::{
-    Description, EarlyDataCell, Maintenance, OpenTunnel, Permits, Shared, SharedPermit, Traffic, Transport,
+    Description, EarlyDataCell, Frame, Maintenance, OpenTunnel, Permits, Shared, SharedPermit, Traffic, Transport,
     client_builder,
 };
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
@@ -32,7 +32,7 @@ pub use driver::Driver;
 /// is `Send + Sync` and used by reference.
 #[derive(Clone)]
 pub struct Client {
-    requests: SendRequest<Bytes>,
+    requests: SendRequest<Frame>,
     permits: Arc<Permits>,
     shared: Arc<Shared>,
     config: Arc<Config>,

@@ -1,9 +1,12 @@
-//! Finds GOAWAY among the frames of one direction.
+//! Finds GOAWAY, and the ends of streams, among the frames of one direction.
 //!
 //! HTTP/2 itself tells the tunnels only that the connection is gone when it goes down behind a GOAWAY, and tells nobody of a
 //! GOAWAY while tunnels are open.
 
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
 const GOAWAY: u8 = 7;
+const END_STREAM: u8 = 1;
 const HEADER: usize = 9;
 /// The header, the last stream and the code.
 const FIXED: usize = HEADER + 8;
@@ -28,7 +31,12 @@ impl GoAwayScanner {
     }
 
     /// The code of a GOAWAY that ends in `data`, the last one of several. Until its end HTTP/2 does not know of it either.
-    pub(crate) fn scan(&mut self, mut data: &[u8]) -> Option<u32> {
+    pub(crate) fn scan(&mut self, data: &[u8]) -> Option<u32> {
+        self.scan_ends(data, |_| {})
+    }
+
+    /// [`Self::scan`], with each stream whose END_STREAM is here, though some of its frame may be missing.
+    pub(super) fn scan_ends(&mut self, mut data: &[u8], mut ended: impl FnMut(u32)) -> Option<u32> {
         let mut found = None;
         while !data.is_empty() {
             let skipped = self.skip.min(data.len());
@@ -42,8 +50,12 @@ impl GoAwayScanner {
             self.head[self.filled..][..taken].copy_from_slice(&data[..taken]);
             self.filled += taken;
             data = &data[taken..];
-            let [a, b, c, kind, ..] = self.head;
+            let [a, b, c, kind, flags, stream @ ..] = self.head;
             let len = u32::from_be_bytes([0, a, b, c]) as usize;
+            if self.filled == HEADER && matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0 {
+                let [a, b, c, d, ..] = stream;
+                ended(u32::from_be_bytes([a & 0x7f, b, c, d]));
+            }
             if self.filled == HEADER && (kind != GOAWAY || len < FIXED - HEADER) {
                 (self.skip, self.filled) = (len, 0);
             } else if self.filled == FIXED {
@@ -76,6 +88,26 @@ mod tests {
         let mut scanner = GoAwayScanner::new(false);
         let found: Vec<_> = bytes.iter().map(|byte| scanner.scan(&[*byte])).collect();
         assert_eq!(found.iter().position(Option::is_some), Some(bytes.len() - 1));
+    }
+
+    #[test]
+    fn the_ends_of_streams_are_found_however_the_bytes_are_cut() {
+        let mut bytes = Vec::new();
+        for (kind, flags, stream) in
+            [(DATA, 1, 1), (DATA, 0, 3), (HEADERS, 5, 5), (GOAWAY, 1, 7), (DATA, 9, 1 << 31 | 9)]
+        {
+            let mut frame = frame(kind, &[1; 12]);
+            frame[4] = flags;
+            frame[5..9].copy_from_slice(&u32::to_be_bytes(stream));
+            bytes.extend(frame);
+        }
+        for cut in 1..=bytes.len() {
+            let (mut scanner, mut ended) = (GoAwayScanner::new(false), Vec::new());
+            for chunk in bytes.chunks(cut) {
+                scanner.scan_ends(chunk, |stream| ended.push(stream));
+            }
+            assert_eq!(ended, [1, 5, 9], "in pieces of {cut}");
+        }
     }
 
     #[test]

@@ -5,11 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::server::SendResponse;
 use tokio::time::Instant;
 
-use super::Shared;
+use super::{Frame, Shared};
 use crate::authority::Authority;
 use crate::error::Error;
 use crate::metadata::Metadata;
@@ -30,15 +29,20 @@ pub(crate) struct OpenTunnel {
     stream: u32,
     /// This side has sent END_STREAM.
     finished: AtomicBool,
+    /// The peer's END_STREAM is here. After it a reset with NO_ERROR only asks this side to stop sending (RFC 9113, section 8.1),
+    /// and HTTP/2 then knows of the reset alone.
+    peer_ended: AtomicBool,
     /// The peer's END_STREAM has been read.
     read: AtomicBool,
+    /// The peer has broken the protocol on the stream.
+    violated: AtomicBool,
     progress: AtomicU8,
     received: AtomicU64,
     sent: AtomicU64,
     /// When it was opened, or asked for until then: microseconds in the life of its connection.
     since: AtomicU64,
     /// Keeps nothing open: it ends with the halves.
-    respond: Mutex<Option<SendResponse<Bytes>>>,
+    respond: Mutex<Option<SendResponse<Frame>>>,
     observed: Option<Box<Observed>>,
 }
 
@@ -73,6 +77,13 @@ impl OpenTunnels {
         self.lock().get(&stream).and_then(Weak::upgrade)
     }
 
+    /// The peer's END_STREAM is here, for a tunnel or for something else.
+    pub(super) fn note_peer_end(&self, stream: u32) {
+        if let Some(tunnel) = self.get(stream) {
+            tunnel.peer_ended.store(true, Relaxed);
+        }
+    }
+
     /// In the order in which they were asked for.
     pub(crate) fn all(&self) -> Vec<Arc<OpenTunnel>> {
         // Those that have just ended must not be dropped under the lock, which their end takes.
@@ -97,7 +108,7 @@ impl OpenTunnel {
         shared: Arc<Shared>,
         authority: Authority,
         stream: u32,
-        respond: SendResponse<Bytes>,
+        respond: SendResponse<Frame>,
     ) -> Arc<Self> {
         Self::new(shared, authority, stream, OPEN, Some(respond))
     }
@@ -107,7 +118,7 @@ impl OpenTunnel {
         authority: Authority,
         stream: u32,
         progress: u8,
-        respond: Option<SendResponse<Bytes>>,
+        respond: Option<SendResponse<Frame>>,
     ) -> Arc<Self> {
         let since = AtomicU64::new(micros(shared.age()));
         let observed = shared.observer().map(|_| Box::default());
@@ -116,7 +127,9 @@ impl OpenTunnel {
             authority,
             stream,
             finished: AtomicBool::new(false),
+            peer_ended: AtomicBool::new(false),
             read: AtomicBool::new(false),
+            violated: AtomicBool::new(false),
             progress: AtomicU8::new(progress),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -156,6 +169,20 @@ impl OpenTunnel {
 
     pub(crate) fn finish(&self) {
         self.finished.store(true, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Whether the peer has sent END_STREAM, read or not.
+    pub(crate) fn has_peer_ended(&self) -> bool {
+        self.peer_ended.load(Relaxed)
+    }
+
+    /// The peer has broken the protocol on the stream, which is to be reset for that.
+    pub(crate) fn set_violated(&self) {
+        self.violated.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_violated(&self) -> bool {
+        self.violated.load(Relaxed)
     }
 
     /// Everything that the peer has sent was read.

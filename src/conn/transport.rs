@@ -54,9 +54,18 @@ struct FramedIo<IO> {
     unflushed: bool,
     /// A [`WriteBatch`] has begun, and is still to be sent.
     batching: bool,
-    /// Why a batch could not be sent, until HTTP/2 has seen it.
-    broken: Option<io::Error>,
+    broken: Option<Broken>,
     closing: Closing,
+}
+
+/// Nothing can be sent any more. What the peer has sent before is still to be read, tunnels' bytes and its reasons for turning
+/// this side away among it, but HTTP/2 reads no more after a write that failed. So it is told at the end of what there is to
+/// read, and until then whatever it writes is thrown away.
+#[derive(Debug)]
+struct Broken {
+    error: io::Error,
+    /// A stream that can't be written to is mostly at its end; this is for those that go on for ever.
+    deadline: Pin<Box<Sleep>>,
 }
 
 #[derive(Debug)]
@@ -104,13 +113,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> WriteBatch<IO> {
     pub(crate) fn send(&self, cx: &mut Context<'_>) {
         let mut framed = lock(&self.0);
         framed.batching = false;
-        if !framed.unflushed {
-            return;
-        }
-        if let Poll::Ready(Err(e)) = framed.poll_flush(cx) {
-            framed.broken = Some(e);
-            // HTTP/2 finds out when it is polled.
-            cx.waker().wake_by_ref();
+        if framed.unflushed {
+            // A failure comes to light when HTTP/2 reads.
+            let _ = framed.poll_flush(cx);
         }
     }
 }
@@ -143,39 +148,7 @@ impl<IO> FramedIo<IO> {
 }
 
 impl<IO: AsyncRead + Unpin> FramedIo<IO> {
-    /// Notes why writing failed. A peer that turns us away says so and closes; what is written after that fails because
-    /// nobody is there, and why is still to be read. HTTP/2 reads no more after a write that failed.
-    fn note_write<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if matches!(result, Poll::Ready(Err(_)))
-            && let Some(reason) = self.last_words(cx)
-        {
-            self.shared.fail(reason);
-        }
-        self.note(result)
-    }
-
-    /// Reads on for a GOAWAY, which is noted, or a TLS alert, which is returned.
-    fn last_words(&mut self, cx: &mut Context<'_>) -> Option<Error> {
-        let (mut scratch, mut left) = ([0; 4096], MAX_DISCARD);
-        while left > 0 {
-            let mut buf = ReadBuf::new(&mut scratch);
-            match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
-                Poll::Ready(Err(e)) => return classify(&e),
-                Poll::Ready(Ok(())) | Poll::Pending => return None,
-            }
-            if let Some(code) = self.incoming.scan(buf.filled()) {
-                self.shared.note_go_away(code, Side::Remote);
-            }
-            left = left.saturating_sub(buf.filled().len());
-        }
-        None
-    }
-
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Some(e) = self.broken.take() {
-            return Poll::Ready(Err(e));
-        }
         if self.budget.is_spent() {
             self.budget = Budget::CONNECTION;
             cx.waker().wake_by_ref();
@@ -187,7 +160,8 @@ impl<IO: AsyncRead + Unpin> FramedIo<IO> {
         if read > 0 {
             self.shared.count_received(read);
         }
-        if let Some(code) = self.incoming.scan(&buf.filled()[before..]) {
+        let tunnels = self.shared.tunnels();
+        if let Some(code) = self.incoming.scan_ends(&buf.filled()[before..], |stream| tunnels.note_peer_end(stream)) {
             self.shared.note_go_away(code, Side::Remote);
         }
         if result.is_pending() {
@@ -195,17 +169,46 @@ impl<IO: AsyncRead + Unpin> FramedIo<IO> {
         } else {
             self.budget.spend(read);
         }
-        self.note(result)
+        let result = match &mut self.broken {
+            Some(broken) if read == 0 => ready!(broken.poll_told(cx, result)),
+            _ => ready!(result),
+        };
+        self.note(Poll::Ready(result))
+    }
+}
+
+impl Broken {
+    /// What reading nothing means when nothing can be written either.
+    fn poll_told(&mut self, cx: &mut Context<'_>, read: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        match read {
+            // The peer's alert says more than that nobody takes what is written.
+            Poll::Ready(Err(e)) if classify(&e).is_some() => return Poll::Ready(Err(e)),
+            Poll::Ready(_) => {}
+            Poll::Pending => ready!(self.deadline.as_mut().poll(cx)),
+        }
+        let unknown = io::Error::from(self.error.kind());
+        Poll::Ready(Err(std::mem::replace(&mut self.error, unknown)))
     }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> FramedIo<IO> {
-    fn poll_write(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        if let Some(e) = self.broken.take() {
-            return Poll::Ready(Err(e));
+    /// Nothing can be written any more.
+    fn break_off(&mut self, cx: &mut Context<'_>, error: io::Error) {
+        self.small = BytesMut::new();
+        self.unflushed = false;
+        if self.broken.is_none() {
+            self.broken = Some(Broken { error, deadline: Box::pin(sleep(self.linger_timeout)) });
+            // HTTP/2 finds out when it reads.
+            cx.waker().wake_by_ref();
         }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let len: usize = bufs.iter().map(|buf| buf.len()).sum();
         let written = loop {
+            if self.broken.is_some() {
+                return Poll::Ready(Ok(len));
+            }
             if self.small.len() + len <= COALESCED {
                 bufs.iter().for_each(|buf| self.small.extend_from_slice(buf));
                 break len;
@@ -215,10 +218,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> FramedIo<IO> {
             slices[0] = IoSlice::new(&self.small);
             let count = bufs.len().min(MOST_SLICES - 1);
             slices[1..=count].copy_from_slice(&bufs[..count]);
-            let result = Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..=count]);
-            let written = match ready!(self.note_write(cx, result))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => n,
+            let written = match ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..=count])) {
+                Ok(0) => {
+                    self.break_off(cx, io::ErrorKind::WriteZero.into());
+                    continue;
+                }
+                Ok(n) => n,
+                Err(e) => {
+                    self.break_off(cx, e);
+                    continue;
+                }
             };
             let waited = self.small.len().min(written);
             self.small.advance(waited);
@@ -230,20 +239,28 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> FramedIo<IO> {
         Poll::Ready(Ok(written))
     }
 
+    /// Never fails: see [`Broken`].
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.broken.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Err(e) = ready!(self.poll_flush_io(cx)) {
+            self.break_off(cx, e);
+        }
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush_io(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.small.is_empty() {
-            let result = Pin::new(&mut self.io).poll_write(cx, &self.small);
-            match ready!(self.note_write(cx, result))? {
+            match ready!(Pin::new(&mut self.io).poll_write(cx, &self.small))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 n => self.small.advance(n),
             }
         }
         // Idle connections are many.
         self.small = BytesMut::new();
-        let result = Pin::new(&mut self.io).poll_flush(cx);
-        ready!(self.note_write(cx, result))?;
-        self.unflushed = false;
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -252,6 +269,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> FramedIo<IO> {
                 Closing::Open => {
                     if self.unflushed {
                         ready!(self.poll_flush(cx))?;
+                    }
+                    if let Some(broken) = self.broken.take() {
+                        // HTTP/2 reads no more.
+                        let _ = self.note::<()>(Poll::Ready(Err(broken.error)));
                     }
                     // The peer may be gone already; all that was to be said has been flushed before.
                     if ready!(Pin::new(&mut self.io).poll_shutdown(cx)).is_err() {

@@ -44,8 +44,8 @@ pub trait BytesRead: AsyncRead {
     /// As [`AsyncRead::poll_read`].
     fn poll_read_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>>;
 
-    /// Ready when the stream has failed, without reading from it: a [`relay`] whose other stream takes nothing asks, so that
-    /// it does not hold a dead one. A reader that can't tell is never ready, which is the default. Cancel safe.
+    /// Ready when the stream has failed, without reading from it: a [`relay`] asks while its other stream takes nothing, or once
+    /// this one has been read to its end, so that it does not hold a dead one. A reader that can't tell is never ready, which is the default. Cancel safe.
     fn poll_failed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Error> {
         let _ = cx;
         Poll::Pending
@@ -84,6 +84,13 @@ pub trait BytesWrite: AsyncWrite {
             ready!(self.as_mut().poll_write_bytes(cx, data))?;
         }
         self.poll_shutdown(cx)
+    }
+
+    /// Ready when a failure of this side can no longer overtake what was written and flushed. A [`relay`] waits for it before
+    /// it reports that the other stream has failed. Ready at once where that is not known, which is the default. Cancel safe.
+    fn poll_sent(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let _ = cx;
+        Poll::Ready(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Fewer and larger reads from a socket.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -29,6 +30,14 @@ impl<IO> ReadAhead<IO> {
     /// The byte stream. Reading from it directly would skip what has been read ahead.
     pub fn get_ref(&self) -> &IO {
         &self.io
+    }
+}
+
+impl<IO: AsyncRead + Unpin> ReadAhead<IO> {
+    /// Waits for the first bytes, which stay to be read. `false` when the stream ends or fails before them. Cancel safe.
+    pub(crate) async fn begins(&mut self) -> bool {
+        let first = poll_fn(|cx| self.buffer.poll_fill(cx, &mut self.io));
+        matches!(first.await, Ok(n) if n > 0)
     }
 }
 
@@ -77,6 +86,19 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+
+    #[tokio::test]
+    async fn the_first_bytes_are_waited_for_and_not_lost() {
+        let (mut far, near) = duplex(64);
+        let mut near = ReadAhead::new(near);
+        far.write_all(b"hello").await.unwrap();
+        assert!(near.begins().await);
+        drop(far);
+        let mut read = String::new();
+        near.read_to_string(&mut read).await.unwrap();
+        assert_eq!(read, "hello");
+        assert!(!near.begins().await);
+    }
 
     #[tokio::test]
     async fn small_reads_get_what_one_large_read_brought() {

@@ -1,15 +1,20 @@
 //! Both directions between two byte streams, until both have ended.
 
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::scheduler::{Budget, Scheduler, Turns};
 use super::{BytesRead, BytesWrite};
+
+/// For how long a stream may take nothing of what the other one, which has failed, had received.
+const LAST_BYTES_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How many bytes a [`relay`] has moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,9 +101,12 @@ impl std::error::Error for RelayError {
 
 /// Moves bytes both ways between `a` and `b` until both directions have ended, and passes each end on (half-close).
 ///
-/// Nothing is buffered beyond the chunk that is on its way in each direction. When one stream fails, both directions stop:
-/// the caller then decides how the other stream ends (a tunnel is best reset with CONNECT_ERROR, RFC 9113 section 8.5).
-/// When cancelled, chunks on their way are lost.
+/// Nothing is buffered beyond the chunk that is on its way in each direction.
+///
+/// When one stream fails, what it had received by then is still delivered to the other one, and
+/// [sent](BytesWrite::poll_sent), unless that one takes nothing for 2 s. Then the relay returns, and the caller decides how
+/// the other stream ends (a tunnel is best reset with CONNECT_ERROR, RFC 9113 section 8.5). When cancelled, chunks on their
+/// way are lost.
 ///
 /// # Errors
 ///
@@ -132,21 +140,95 @@ where
     A: BytesRead + BytesWrite + Unpin,
     B: BytesRead + BytesWrite + Unpin,
 {
-    let mut up = Direction::default();
-    let mut down = Direction::default();
-    let result = poll_fn(|cx| {
+    let mut relaying = Relaying::default();
+    poll_fn(|cx| {
         ready!(turns.poll_begin(cx));
-        let before = up.moved + down.moved;
-        let up_done =
-            up.poll(cx, a, b).map_err(|(from, op, e)| (if from { RelayEnd::A } else { RelayEnd::B }, op, e))?;
-        let down_done =
-            down.poll(cx, b, a).map_err(|(from, op, e)| (if from { RelayEnd::B } else { RelayEnd::A }, op, e))?;
-        turns.end(up.moved + down.moved - before);
-        if up_done.is_ready() && down_done.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        let before = relaying.moved();
+        let done = relaying.poll(cx, a, b);
+        turns.end(relaying.moved() - before);
+        done
     })
-    .await;
-    let stats = RelayStats { a_to_b: up.moved, b_to_a: down.moved };
-    result.map(|()| stats).map_err(|(end, operation, source)| RelayError { end, operation, stats, source })
+    .await
+}
+
+#[derive(Default)]
+struct Relaying {
+    up: Direction,
+    down: Direction,
+    failure: Option<Box<Failure>>,
+}
+
+/// Why a relay ends, while what the failed stream had received is delivered.
+struct Failure {
+    end: RelayEnd,
+    operation: RelayOperation,
+    source: io::Error,
+    stalled: Pin<Box<Sleep>>,
+}
+
+impl Relaying {
+    fn moved(&self) -> u64 {
+        self.up.moved + self.down.moved
+    }
+
+    fn poll<A, B>(&mut self, cx: &mut Context<'_>, a: &mut A, b: &mut B) -> Poll<Result<RelayStats, RelayError>>
+    where
+        A: BytesRead + BytesWrite + Unpin,
+        B: BytesRead + BytesWrite + Unpin,
+    {
+        let mut failure = match self.failure.take() {
+            Some(failure) => failure,
+            None => match self.poll_both(cx, a, b) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(stats)) => return Poll::Ready(Ok(stats)),
+                Poll::Ready(Err((end, operation, source))) => {
+                    Box::new(Failure { end, operation, source, stalled: Box::pin(sleep(LAST_BYTES_TIMEOUT)) })
+                }
+            },
+        };
+        let before = self.moved();
+        let delivered = match failure.end {
+            RelayEnd::A => self.up.poll_last(cx, a, b),
+            RelayEnd::B => self.down.poll_last(cx, b, a),
+        };
+        if self.moved() > before {
+            failure.stalled.as_mut().reset(Instant::now() + LAST_BYTES_TIMEOUT);
+        }
+        if delivered.is_pending() && failure.stalled.as_mut().poll(cx).is_pending() {
+            self.failure = Some(failure);
+            return Poll::Pending;
+        }
+        let Failure { end, operation, source, .. } = *failure;
+        Poll::Ready(Err(RelayError { end, operation, stats: self.stats(), source }))
+    }
+
+    fn poll_both<A, B>(&mut self, cx: &mut Context<'_>, a: &mut A, b: &mut B) -> Poll<Result<RelayStats, Failed>>
+    where
+        A: BytesRead + BytesWrite + Unpin,
+        B: BytesRead + BytesWrite + Unpin,
+    {
+        let up = self.up.poll(cx, a, b).map_err(|e| e.between(RelayEnd::A, RelayEnd::B))?;
+        let down = self.down.poll(cx, b, a).map_err(|e| e.between(RelayEnd::B, RelayEnd::A))?;
+        if up.is_ready() && down.is_ready() {
+            return Poll::Ready(Ok(self.stats()));
+        }
+        // A stream that has been read to its end is only written to, and the other one may have nothing to say for ever.
+        if up.is_ready()
+            && let Poll::Ready(e) = Pin::new(a).poll_failed(cx)
+        {
+            return Poll::Ready(Err((RelayEnd::A, RelayOperation::Read, e)));
+        }
+        if down.is_ready()
+            && let Poll::Ready(e) = Pin::new(b).poll_failed(cx)
+        {
+            return Poll::Ready(Err((RelayEnd::B, RelayOperation::Read, e)));
+        }
+        Poll::Pending
+    }
+
+    fn stats(&self) -> RelayStats {
+        RelayStats { a_to_b: self.up.moved, b_to_a: self.down.moved }
+    }
 }
 
 #[derive(Default)]
@@ -164,13 +246,29 @@ enum State {
     /// Nothing more comes: what is left of the chunk is the last.
     Ending,
     Ended,
+    /// Nothing more comes, as the stream that is read has failed.
+    Failed,
 }
 
-/// The `bool` says whether the reading stream failed, rather than the writing one.
-type Failure = (bool, RelayOperation, io::Error);
+type Failed = (RelayEnd, RelayOperation, io::Error);
+
+/// What failed in one direction: reading from its one stream, or something about the other.
+enum DirectionError {
+    Reading(io::Error),
+    Writing(RelayOperation, io::Error),
+}
+
+impl DirectionError {
+    fn between(self, from: RelayEnd, to: RelayEnd) -> Failed {
+        match self {
+            Self::Reading(e) => (from, RelayOperation::Read, e),
+            Self::Writing(operation, e) => (to, operation, e),
+        }
+    }
+}
 
 impl Direction {
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Failure>>
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), DirectionError>>
     where
         R: BytesRead + Unpin,
         W: BytesWrite + Unpin,
@@ -195,10 +293,14 @@ impl Direction {
                     }
                     self.chunk = chunk;
                 }
-                Poll::Ready(Err(e)) => return Poll::Ready(Err((true, RelayOperation::Read, e))),
+                Poll::Ready(Err(e)) => {
+                    self.state = State::Failed;
+                    return Poll::Ready(Err(DirectionError::Reading(e)));
+                }
                 Poll::Pending => {
                     if self.unflushed {
-                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|e| (false, RelayOperation::Write, e))?;
+                        ready!(Pin::new(&mut *to).poll_flush(cx))
+                            .map_err(|e| DirectionError::Writing(RelayOperation::Write, e))?;
                         self.unflushed = false;
                     }
                     return Poll::Pending;
@@ -215,28 +317,74 @@ impl Direction {
     }
 
     /// Writes something of the chunk, or at the end all of it with the end.
-    fn write<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Failure>>
+    fn write<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), DirectionError>>
     where
         R: BytesRead + Unpin,
         W: BytesWrite + Unpin,
     {
-        let (before, to) = (self.chunk.len(), Pin::new(to));
-        let (written, operation) = match self.state {
-            State::Ending => {
-                let written = to.poll_write_last(cx, &mut self.chunk);
-                (written, if self.chunk.is_empty() { RelayOperation::Shutdown } else { RelayOperation::Write })
-            }
-            _ => (to.poll_write_bytes(cx, &mut self.chunk), RelayOperation::Write),
-        };
+        let written = self.write_some(cx, to);
         if let Poll::Ready(Err(e)) = written {
-            return Poll::Ready(Err((false, operation, e)));
+            let all_but_the_end = self.state == State::Ending && self.chunk.is_empty();
+            let operation = if all_but_the_end { RelayOperation::Shutdown } else { RelayOperation::Write };
+            return Poll::Ready(Err(DirectionError::Writing(operation, e)));
         }
-        self.moved += (before - self.chunk.len()) as u64;
         if written.is_pending() && !self.chunk.is_empty() {
             let failed = ready!(Pin::new(from).poll_failed(cx));
-            return Poll::Ready(Err((true, RelayOperation::Read, failed)));
+            return Poll::Ready(Err(DirectionError::Reading(failed)));
         }
         written.map(|_| Ok(()))
+    }
+
+    fn write_some<W: BytesWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>> {
+        let before = self.chunk.len();
+        let written = match self.state {
+            State::Ending => Pin::new(to).poll_write_last(cx, &mut self.chunk),
+            _ => Pin::new(to).poll_write_bytes(cx, &mut self.chunk),
+        };
+        self.moved += (before - self.chunk.len()) as u64;
+        written
+    }
+
+    /// Delivers what is left of a stream that has failed. Ready when that is done, or can't be.
+    ///
+    /// An end that is merely read is not passed on: after a failed write, a socket that was reset reads like one that ended.
+    fn poll_last<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<()>
+    where
+        R: BytesRead + Unpin,
+        W: BytesWrite + Unpin,
+    {
+        let mut budget = Budget::RELAY;
+        loop {
+            if !self.chunk.is_empty() || self.state == State::Ending {
+                if ready!(self.write_some(cx, to)).is_err() {
+                    return Poll::Ready(());
+                }
+                if self.state == State::Ending {
+                    self.state = State::Ended;
+                }
+                continue;
+            }
+            self.chunk = Bytes::new();
+            if self.state != State::Moving {
+                break;
+            }
+            if budget.is_spent() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            match ready!(Pin::new(&mut *from).poll_read_bytes(cx)) {
+                Ok(chunk) if from.is_at_end() => (self.chunk, self.state) = (chunk, State::Ending),
+                Ok(chunk) if chunk.is_empty() => self.state = State::Failed,
+                Ok(chunk) => {
+                    budget.spend(chunk.len());
+                    self.chunk = chunk;
+                }
+                Err(_) => self.state = State::Failed,
+            }
+        }
+        // Where flushing fails, nothing is left to wait for.
+        let _ = ready!(Pin::new(&mut *to).poll_flush(cx));
+        Pin::new(to).poll_sent(cx)
     }
 }
 
@@ -330,7 +478,7 @@ mod tests {
         }
 
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            unreachable!()
+            Poll::Ready(Ok(()))
         }
 
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -391,7 +539,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_error_names_the_stream_and_what_was_moved() {
-        let a = Builder::new().read(b"abc").wait(std::time::Duration::from_secs(60)).build();
+        let a = Builder::new().read(b"abc").wait(Duration::from_secs(60)).build();
         let b = Builder::new().write(b"abc").read_error(io::Error::new(io::ErrorKind::ConnectionReset, "gone")).build();
         let error = relay(&mut BytesAdapter::new(a), &mut BytesAdapter::new(b)).await.unwrap_err();
         assert_eq!((error.end(), error.operation()), (RelayEnd::B, RelayOperation::Read));

@@ -1,7 +1,7 @@
 //! Byte streams of any kind, and how to get one.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -26,6 +26,18 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
     /// once, and a stream that is dropped without the shutdown treats them as ever. Where the kind of stream knows no difference,
     /// this does nothing; one that wraps another should pass it on.
     fn expect_shutdown(&mut self) {}
+
+    /// Says that a write had to wait for the peer to read. One that reads slowly, or pauses, is not one that has vanished: what
+    /// looks out for the latter may have to bear with it. Called once at most. The default does nothing; one that wraps another
+    /// should pass it on.
+    fn write_blocked(&mut self) {}
+
+    /// Waits until what was written has left, so that a [`fail`](Self::fail) that follows can't overtake it. Whether it has
+    /// arrived, nobody can say. Where the kind of stream can't tell, or its failure destroys nothing, this is ready at once,
+    /// which is the default; one that wraps another should pass it on.
+    fn sent(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(ready(()))
+    }
 }
 
 /// Any [`Stream`].
@@ -40,6 +52,14 @@ impl<S: Stream + ?Sized> Stream for Box<S> {
 
     fn expect_shutdown(&mut self) {
         (**self).expect_shutdown();
+    }
+
+    fn write_blocked(&mut self) {
+        (**self).write_blocked();
+    }
+
+    fn sent(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        (**self).sent()
     }
 }
 

@@ -16,6 +16,7 @@ pub mod tcp;
 mod gateway;
 mod inbound;
 mod outbound;
+mod ports;
 mod reset_on_drop;
 mod splice;
 #[cfg(test)]

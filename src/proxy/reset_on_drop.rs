@@ -1,5 +1,6 @@
 //! The byte stream behind a tunnel, which is reset unless it has ended.
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -16,12 +17,28 @@ pub(super) struct ResetOnDrop {
     buffer: ReadBuffer,
     /// What followed the bytes that were read last: the end, or a failure.
     next: Option<io::Result<()>>,
+    /// A write has failed: an end that is read from here on may be that of what was reset.
+    broken: bool,
+    /// A write had to wait.
+    blocked: bool,
+    /// Boxed twice: connections are many, and few of them come to need it.
+    sent: Option<Box<Sent>>,
     finished: bool,
 }
 
+type Sent = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 impl ResetOnDrop {
     pub(super) fn new(stream: BoxStream) -> Self {
-        Self { stream, buffer: ReadBuffer::default(), next: None, finished: false }
+        Self {
+            stream,
+            buffer: ReadBuffer::default(),
+            next: None,
+            broken: false,
+            blocked: false,
+            sent: None,
+            finished: false,
+        }
     }
 
     /// Both directions have ended: it may be dropped.
@@ -35,6 +52,20 @@ impl ResetOnDrop {
             Some(Ok(())) => Some(Ok(())),
             _ => self.next.take(),
         }
+    }
+
+    /// What reading nothing means.
+    fn end_of_read(&self) -> io::Result<()> {
+        if self.broken { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+    }
+
+    fn note<T>(&mut self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.broken |= matches!(written, Poll::Ready(Err(_)));
+        if written.is_pending() && !self.blocked {
+            self.blocked = true;
+            self.stream.write_blocked();
+        }
+        written
     }
 }
 
@@ -54,10 +85,12 @@ impl BytesRead for ResetOnDrop {
         }
         if ready!(this.buffer.poll_fill(cx, &mut this.stream))? > 0 {
             this.next = match this.buffer.read_behind(cx, &mut this.stream) {
-                Some(Ok(0)) => Some(Ok(())),
+                Some(Ok(0)) => Some(this.end_of_read()),
                 Some(Err(e)) => Some(Err(e)),
                 Some(Ok(_)) | None => None,
             };
+        } else {
+            this.end_of_read()?;
         }
         let read = this.buffer.bytes.split().freeze();
         if this.next.is_some() || read.is_empty() {
@@ -84,7 +117,8 @@ impl BytesRead for ResetOnDrop {
 
 impl BytesWrite for ResetOnDrop {
     fn poll_write_bytes(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
-        poll_write_some(&mut self.stream, cx, data)
+        let written = poll_write_some(&mut self.stream, cx, data);
+        self.note(written)
     }
 
     fn poll_write_last(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
@@ -95,6 +129,11 @@ impl BytesWrite for ResetOnDrop {
             ready!(self.as_mut().poll_write_bytes(cx, data))?;
         }
         self.poll_shutdown(cx)
+    }
+
+    fn poll_sent(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        this.sent.get_or_insert_with(|| Box::new(this.stream.sent())).as_mut().as_mut().poll(cx)
     }
 }
 
@@ -109,15 +148,18 @@ impl AsyncRead for ResetOnDrop {
 
 impl AsyncWrite for ResetOnDrop {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.note(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.note(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let ended = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.note(ended)
     }
 }
 

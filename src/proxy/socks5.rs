@@ -44,7 +44,7 @@ enum Reply {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Protocol`] when it is no SOCKS5, or as [`Outbound::serve`].
+/// [`ErrorKind::Protocol`] when it is not SOCKS5, or as [`Outbound::serve`].
 pub fn serve<'a, S>(
     outbound: &'a Outbound,
     stream: S,
@@ -55,17 +55,23 @@ where
 {
     // Boxed, so that its memory is free again while bytes flow, or don't.
     let opening = Box::pin(open(outbound, stream, from));
-    async move { Carried::carry(opening.await?).await }
+    async move {
+        match opening.await? {
+            Some(carried) => carried.carry().await,
+            None => Ok(RelayStats::default()),
+        }
+    }
 }
 
-/// What comes before the connection can be carried.
+/// What comes before the connection can be carried. `None` for a client that says nothing, such as a health check.
 async fn open(
     outbound: &Outbound,
     mut stream: impl Stream + 'static,
     from: Option<SocketAddr>,
-) -> Result<Box<Carried>> {
+) -> Result<Option<Box<Carried>>> {
     let target = match timeout(GREETING_TIMEOUT, greet(&mut stream)).await {
-        Ok(Ok(target)) => target,
+        Ok(Ok(Some(target))) => target,
+        Ok(Ok(None)) => return Ok(None),
         Ok(Err((reply, error))) => {
             if let Some(reply) = reply {
                 answer(&mut stream, reply).await;
@@ -84,7 +90,7 @@ async fn open(
     match outbound.connect(&target, from).await {
         Ok(connected) => {
             answer(&mut stream, Reply::Succeeded).await;
-            Ok(Carried::new(connected, ResetOnDrop::new(Box::new(stream))))
+            Ok(Some(Carried::new(connected, ResetOnDrop::new(Box::new(stream)))))
         }
         Err(error) => {
             answer(&mut stream, reply_for(&error)).await;
@@ -93,10 +99,12 @@ async fn open(
     }
 }
 
-/// Reads the greeting and the request. The reply goes with the error, unless there was no request to reply to.
-async fn greet(stream: &mut (impl Stream + 'static)) -> Result<Authority, (Option<Reply>, Error)> {
-    choose_method(stream).await.map_err(|e| (None, e))?;
-    request(stream).await.map_err(|(reply, e)| (Some(reply), e))
+/// Reads the greeting and the request; `None` when the client ends before its first byte. The reply goes with the error, unless
+/// there was no request to reply to.
+async fn greet(stream: &mut (impl Stream + 'static)) -> Result<Option<Authority>, (Option<Reply>, Error)> {
+    let Ok(version) = stream.read_u8().await else { return Ok(None) };
+    choose_method(stream, version).await.map_err(|e| (None, e))?;
+    request(stream).await.map(Some).map_err(|(reply, e)| (Some(reply), e))
 }
 
 fn protocol(what: &'static str) -> Error {
@@ -107,8 +115,8 @@ fn broken(e: io::Error) -> Error {
     Error::new(ErrorKind::Closed, Layer::Application, Side::Remote, "reading a SOCKS5 request").with_source(e)
 }
 
-async fn choose_method(stream: &mut (impl Stream + 'static)) -> Result<()> {
-    if stream.read_u8().await.map_err(broken)? != VERSION {
+async fn choose_method(stream: &mut (impl Stream + 'static), version: u8) -> Result<()> {
+    if version != VERSION {
         return Err(protocol("the connection does not start with a SOCKS5 greeting"));
     }
     let mut methods = vec![0; stream.read_u8().await.map_err(broken)?.into()];

@@ -13,8 +13,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::WorkerSet;
 use super::workers::Placement;
+use super::{WorkerSet, ports};
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{Accept, Accepted, BoxStream, Dial, Stream};
@@ -22,6 +22,10 @@ use crate::server::{self, Accepting};
 
 /// As ztunnel: a peer that vanished is noticed even where nothing is sent. Its interval stays that of the system, 75 s.
 const KEEPALIVE: Duration = Duration::from_secs(180);
+/// For how long a peer may acknowledge nothing of what was sent to it. Keepalive does not run while something is on its way, and
+/// the system alone goes on for a quarter of an hour.
+#[cfg(target_os = "linux")]
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
 const BACKLOG: u32 = 1024;
 /// So much may wait in a socket to be sent. What comes later, of whichever tunnel of the connection, waits until it has left: without
 /// a limit the system takes up to 4 MiB, a third of a second at 100 Mb/s. A quarter of this costs nested bulk 8 % more CPU.
@@ -30,8 +34,10 @@ const NOT_SENT: u32 = 512 << 10;
 /// Whether connections have the options of their listener, which saves four system calls for each.
 const INHERITED: bool = cfg!(target_os = "linux");
 
-/// Dials TCP with the options that a proxy wants: no delay, keepalive, little that waits to be sent (TCP_NOTSENT_LOWAT, on Linux), and
-/// a mark if asked for.
+/// Dials TCP with the options that a proxy wants: no delay, keepalive, a mark if asked for, and on Linux also little that waits to
+/// be sent (TCP_NOTSENT_LOWAT), and an end when the peer acknowledges nothing for a minute (TCP_USER_TIMEOUT).
+///
+/// When all local ports are in use or in TIME_WAIT, one in TIME_WAIT is used again (Linux).
 #[derive(Clone, Debug, Default)]
 pub struct TcpDialer {
     mark: Option<u32>,
@@ -51,6 +57,10 @@ impl TcpDialer {
     }
 
     async fn connect(&self, address: SocketAddr) -> io::Result<BoxStream> {
+        Ok(Box::new(ports::connect(address, || self.socket(address)).await?))
+    }
+
+    fn socket(&self, address: SocketAddr) -> io::Result<TcpSocket> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         if let Some(mark) = self.mark {
             set_mark(&socket, mark).map_err(|e| {
@@ -58,7 +68,7 @@ impl TcpDialer {
             })?;
         }
         tune(&SockRef::from(&socket))?;
-        Ok(Box::new(socket.connect(address).await?))
+        Ok(socket)
     }
 }
 
@@ -72,6 +82,28 @@ impl Stream for TcpStream {
     fn expect_shutdown(&mut self) {
         // Without it they leave one after the other.
         let _ = SockRef::from(&*self).set_tcp_cork(true);
+    }
+
+    /// The user timeout also ends connections to a peer that is there and does not read, as its window stays closed.
+    #[cfg(target_os = "linux")]
+    fn write_blocked(&mut self) {
+        let _ = SockRef::from(&*self).set_tcp_user_timeout(None);
+    }
+
+    /// Failing throws away what the kernel has not sent yet.
+    #[cfg(target_os = "linux")]
+    fn sent(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let watch = || -> io::Result<TcpStream> {
+            let socket = SockRef::from(&*self);
+            // With this, the socket counts as writable only once all has been sent.
+            socket.set_tcp_notsent_lowat(1)?;
+            // A handle of its own, as the runtime remembers what this one was before.
+            TcpStream::from_std(socket.try_clone()?.into())
+        };
+        match watch() {
+            Ok(socket) => Box::pin(async move { drop(socket.writable().await) }),
+            Err(_) => Box::pin(std::future::ready(())),
+        }
     }
 }
 
@@ -114,6 +146,8 @@ fn tune(socket: &SockRef<'_>) -> io::Result<()> {
     // Sandboxes that only look like Linux may not have it, and it works without.
     #[cfg(target_os = "linux")]
     let _ = socket.set_tcp_notsent_lowat(NOT_SENT);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
 }
 
@@ -338,6 +372,19 @@ mod tests {
         let mut rest = String::new();
         peer.read_to_string(&mut rest).await.unwrap();
         assert_eq!(rest, "last");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_peer_that_vanished_is_noticed_in_a_minute_unless_it_may_just_not_be_reading() {
+        let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let mut dialled = TcpDialer::new().connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut accepted, _) = listener.accept().await.unwrap();
+        let timeout = |stream: &TcpStream| SockRef::from(stream).tcp_user_timeout().unwrap();
+        assert_eq!(timeout(&accepted), Some(USER_TIMEOUT), "from its listener");
+        accepted.write_blocked();
+        assert_eq!(timeout(&accepted), None);
+        dialled.write_blocked();
     }
 
     /// What serves a connection.

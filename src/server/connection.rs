@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::http2::{Builder, Server};
 use super::incoming::Incoming;
@@ -14,7 +14,7 @@ use super::registry::{Connections, HandshakeCount, PeerCertificates, Stage};
 use crate::config::Config;
 use crate::conn::Description;
 use crate::drain::Watch;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{BoxStream, ReadAhead, Stream};
 use crate::observe::{ConnectionFailed, ConnectionOpened, ConnectionRole, Event, Handshake, Observer, notify};
 use crate::tls::{Acceptor, TlsStream};
@@ -110,7 +110,10 @@ impl ConnectionServer {
         // A connection that is not up yet has nothing to finish.
         let (mut server, certificates) = tokio::select! {
             // Boxed, so that its memory is free again while the connection is up.
-            opened = Box::pin(self.open(stream, address)) => opened?,
+            opened = Box::pin(self.open(stream, address)) => match opened? {
+                Some(opened) => opened,
+                None => return Ok(()),
+            },
             () = graceful.as_mut() => return Ok(()),
             () = forced.as_mut() => return Ok(()),
         };
@@ -157,21 +160,36 @@ impl ConnectionServer {
     }
 
     /// TLS and HTTP/2.
-    async fn open(&self, stream: BoxStream, address: Option<SocketAddr>) -> Result<(Http2, PeerCertificates)> {
+    ///
+    /// `None` when the peer ends before its first byte, as health checks of a port do: nobody to serve, and no event.
+    async fn open(&self, stream: BoxStream, address: Option<SocketAddr>) -> Result<Option<(Http2, PeerCertificates)>> {
+        let count = self.connections.begin_handshake();
+        let mut stream = ReadAhead::new(stream);
+        let first = timeout(self.config.tls_timeout, stream.begins()).await;
+        if first == Ok(false) {
+            return Ok(None);
+        }
         let mut about = Description::new(ConnectionRole::Server);
         (about.address, about.observer) = (address, self.observer.clone());
-        let mut opening = Opening::begin(about, self.connections.begin_handshake());
-        let result = self.handshake(stream, &mut opening).await;
-        opening.end(result.as_ref().err());
-        result
-    }
-
-    async fn handshake(&self, stream: BoxStream, opening: &mut Opening) -> Result<(Http2, PeerCertificates)> {
-        let accepted = self.acceptor.accept(ReadAhead::new(stream)).await;
-        let stream = accepted.map_err(|e| match opening.about.address {
+        let mut opening = Opening::begin(about, count);
+        let result = match first {
+            Ok(_) => self.handshake(stream, &mut opening).await,
+            Err(_) => Err(Error::new(ErrorKind::Timeout, Layer::Tls, Side::Remote, "handshake")),
+        };
+        let result = result.map_err(|e| match address {
             Some(address) => e.with_peer(address),
             None => e,
-        })?;
+        });
+        opening.end(result.as_ref().err());
+        result.map(Some)
+    }
+
+    async fn handshake(
+        &self,
+        stream: ReadAhead<BoxStream>,
+        opening: &mut Opening,
+    ) -> Result<(Http2, PeerCertificates)> {
+        let stream = self.acceptor.accept(stream).await?;
         opening.tls_done(&stream);
         let certificates = PeerCertificates { own: stream.peer_certificate().clone(), serials: stream.peer_serials() };
         let server = Builder::described(self.config.clone(), opening.about.clone())

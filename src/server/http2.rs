@@ -6,14 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use crate::authority::{Authority, AuthorityError};
 use crate::config::Config;
-use crate::conn::{Description, Maintenance, Shared, Transport, WriteBatch, driver_result, server_builder};
+use crate::conn::{Description, Frame, Maintenance, Shared, Transport, WriteBatch, driver_result, server_builder};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::io::Turns;
@@ -25,7 +24,7 @@ use super::incoming::{Incoming, refuse};
 /// The server's end of one connection. It moves frames only while [`Server::accept`] is being awaited, so keep awaiting it
 /// until it returns `None`, and serve the tunnels elsewhere. Dropping it breaks the connection.
 pub struct Server<IO> {
-    connection: h2::server::Connection<Transport<IO>, Bytes>,
+    connection: h2::server::Connection<Transport<IO>, Frame>,
     batch: WriteBatch<IO>,
     maintenance: Maintenance,
     shared: Arc<Shared>,
@@ -207,7 +206,7 @@ where
     fn incoming(
         &self,
         request: http::Request<h2::RecvStream>,
-        respond: h2::server::SendResponse<Bytes>,
+        respond: h2::server::SendResponse<Frame>,
     ) -> Option<Incoming> {
         let (head, recv) = request.into_parts();
         match target(&head) {

@@ -6,12 +6,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 
-use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use tokio::time::Instant;
 
 use crate::authority::Authority;
-use crate::conn::{LingeringTunnel, OpenTunnel, Shared, tell_unopened};
+use crate::conn::{Frame, LingeringTunnel, OpenTunnel, Shared, tell_unopened};
 use crate::error::{Layer, Result};
 use crate::identity::SpiffeId;
 use crate::metadata::{Metadata, PROXY_STATUS, Received, proxy_status};
@@ -30,7 +29,7 @@ pub struct Incoming {
     since: Instant,
     stream: u32,
     /// `None` once answered.
-    parts: Option<(h2::RecvStream, h2::server::SendResponse<Bytes>)>,
+    parts: Option<(h2::RecvStream, h2::server::SendResponse<Frame>)>,
 }
 
 impl Incoming {
@@ -38,7 +37,7 @@ impl Incoming {
         authority: Authority,
         headers: HeaderMap,
         recv: h2::RecvStream,
-        respond: h2::server::SendResponse<Bytes>,
+        respond: h2::server::SendResponse<Frame>,
         shared: Arc<Shared>,
     ) -> Self {
         let (metadata, stream) = (Box::new(Received::new(headers)), respond.stream_id().into());
@@ -121,7 +120,7 @@ impl Incoming {
 /// Answers a request with a refusal.
 pub(super) fn refuse(
     recv: h2::RecvStream,
-    mut respond: h2::server::SendResponse<Bytes>,
+    mut respond: h2::server::SendResponse<Frame>,
     shared: &Shared,
     refusal: &Refusal,
 ) {

@@ -182,19 +182,36 @@ async fn the_last_frame_has_the_end(#[case] size: usize) {
     assert!(near.is_at_end());
 }
 
+#[rstest]
 #[tokio::test]
-async fn a_reset_by_the_peer_without_an_error_reads_as_the_end() {
+async fn a_reset_without_an_error_reads_as_the_end_only_after_the_end(
+    #[values(true, false)] ended: bool,
+    #[values(true, false)] read_before: bool,
+) {
     let (near, far) = duplex(1 << 16);
     let (client, driver) = client::handshake(near).await.unwrap();
     tokio::spawn(driver);
     let peer = tokio::spawn(async move {
         let (mut peer, stream) = Raw::taking(Box::new(far)).await;
-        peer.send(raw::DATA, 0, stream, b"all there is").await;
+        peer.send(raw::DATA, if ended { raw::END_STREAM } else { 0 }, stream, b"all there is").await;
+        if read_before {
+            peer.expect(raw::DATA).await;
+        }
         peer.send(raw::RST_STREAM, 0, stream, &[0; 4]).await;
         while peer.next().await.is_some() {}
     });
     let mut near = client.connect(&authority(), &metadata()).await.unwrap();
-    hear_to_the_end(&mut near, "all there is").await;
+    hear(&mut near, "all there is").await;
+    if read_before {
+        say(&mut near, "it is read").await;
+    }
+    let end = near.read(&mut [0]).await;
+    if ended {
+        assert_eq!(end.unwrap(), 0);
+        assert!(near.is_at_end());
+    } else {
+        assert_eq!(kind(&end.unwrap_err()), ErrorKind::Reset(0), "it may have been cut off");
+    }
     let error = write_error(&mut near).await;
     assert_eq!((kind(&error), error.kind()), (ErrorKind::Reset(0), io::ErrorKind::BrokenPipe));
     drop((near, client));

@@ -16,6 +16,7 @@ mod frames;
 mod goaway;
 mod handshakes;
 mod identity;
+mod last_bytes;
 mod layering;
 mod limits;
 mod long_path;

@@ -4,7 +4,7 @@ mod opening;
 mod recv;
 mod send;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::authority::Authority;
-use crate::conn::{OpenTunnel, Shared, SharedPermit};
+use crate::conn::{Frame, OpenTunnel, Shared, SharedPermit};
 use crate::error::Result;
 use crate::identity::SpiffeId;
 #[cfg(feature = "proxy")]
@@ -48,8 +48,8 @@ pub use send::TunnelSend;
 /// # Errors
 ///
 /// An [`io::Error`] from reading or writing wraps an [`Error`](crate::Error) that says what happened;
-/// [`Error::from_io`](crate::Error::from_io) gets it. A reset by the peer with NO_ERROR reads as the end (RFC 9113, section
-/// 8.1: the peer has said everything and wants to hear no more).
+/// [`Error::from_io`](crate::Error::from_io) gets it. After its END_STREAM, a peer's reset with NO_ERROR only asks this side to
+/// stop sending (RFC 9113, section 8.1): reading comes to the end. Without an END_STREAM, any reset is a failure.
 ///
 /// # Cancel safety
 ///
@@ -93,7 +93,7 @@ impl TunnelStream {
     /// A tunnel that this side has answered with 200.
     pub(crate) fn answered(
         recv: h2::RecvStream,
-        send: h2::SendStream<Bytes>,
+        send: h2::SendStream<Frame>,
         shared: Arc<Shared>,
         tunnel: Arc<OpenTunnel>,
         metadata: Box<Received>,
@@ -104,7 +104,7 @@ impl TunnelStream {
     /// A tunnel whose CONNECT has no answer yet.
     pub(crate) fn opening(
         opening: Box<Opening>,
-        send: h2::SendStream<Bytes>,
+        send: h2::SendStream<Frame>,
         shared: Arc<Shared>,
         permit: SharedPermit,
         tunnel: Arc<OpenTunnel>,
@@ -114,7 +114,7 @@ impl TunnelStream {
 
     fn with(
         source: Source,
-        send: h2::SendStream<Bytes>,
+        send: h2::SendStream<Frame>,
         shared: Arc<Shared>,
         permit: Option<SharedPermit>,
         tunnel: Arc<OpenTunnel>,
@@ -205,7 +205,8 @@ impl TunnelStream {
         self.send.stream_id()
     }
 
-    /// Ends the tunnel at once in both directions. What was written and not yet sent is lost.
+    /// Ends the tunnel at once in both directions. What was written and not yet sent is lost; wait for
+    /// [`poll_sent`](BytesWrite::poll_sent) first where it matters.
     pub fn reset(&mut self, reason: ResetReason) {
         self.send.reset(reason);
     }
@@ -219,6 +220,10 @@ impl TunnelStream {
 impl Stream for TunnelStream {
     fn fail(&mut self) {
         self.reset(ResetReason::ConnectError);
+    }
+
+    fn sent(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        self.send.sent()
     }
 }
 
@@ -240,7 +245,8 @@ impl BytesRead for TunnelStream {
     }
 
     fn poll_failed(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Error> {
-        self.send.poll_failed(cx)
+        let read = self.recv.is_finished();
+        self.send.poll_failed(cx, read)
     }
 
     fn is_at_end(&self) -> bool {
@@ -281,5 +287,9 @@ impl BytesWrite for TunnelStream {
 
     fn poll_write_last(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
         Pin::new(&mut self.send).poll_write_last(cx, data)
+    }
+
+    fn poll_sent(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.send).poll_sent(cx)
     }
 }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::opening::{Opening, Progress, Stage};
 use crate::conn::{LingeringTunnel, Meter, OpenTunnel, Shared, SharedPermit};
-use crate::error::{Error, Layer, Result};
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::BytesRead;
 use crate::metadata::Received;
 
@@ -28,11 +28,20 @@ pub struct TunnelRecv {
     progress: Option<Arc<Progress>>,
     /// The rest of a frame that did not fit the reader's buffer.
     rest: Bytes,
-    ended: bool,
+    reading: Reading,
     meter: Meter,
     shared: Arc<Shared>,
     permit: Option<SharedPermit>,
     tunnel: Arc<OpenTunnel>,
+}
+
+/// Whether there is more to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    Open,
+    /// Up to the peer's END_STREAM.
+    Ended,
+    Failed,
 }
 
 /// Why there is nothing to read yet, or never will be.
@@ -64,7 +73,7 @@ impl TunnelRecv {
             unopened,
             progress,
             rest: Bytes::new(),
-            ended: false,
+            reading: Reading::Open,
             meter: Meter::default(),
             shared,
             permit,
@@ -119,12 +128,17 @@ impl TunnelRecv {
         &self.shared
     }
 
+    /// Whether reading has come to the end, or failed.
+    pub(super) fn is_finished(&self) -> bool {
+        self.reading != Reading::Open
+    }
+
     /// The next frame with anything in it; empty at the end.
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         if !self.is_open() {
             ready!(self.poll_opened(cx))?;
         }
-        let Some(stream) = self.stream.as_mut().filter(|_| !self.ended) else {
+        let Some(stream) = self.stream.as_mut().filter(|_| self.reading == Reading::Open) else {
             return Poll::Ready(Ok(Bytes::new()));
         };
         loop {
@@ -141,21 +155,41 @@ impl TunnelRecv {
                     return Poll::Ready(Ok(data));
                 }
                 None => {
-                    self.ended = true;
-                    self.tunnel.read_all();
-                    return Poll::Ready(Ok(Bytes::new()));
+                    // HTTP/2 has trailers, and a tunnel has none: what they end may have been cut (RFC 9113, section 8.5).
+                    return Poll::Ready(match ready!(stream.poll_trailers(cx)) {
+                        Ok(None) => Ok(self.end()),
+                        Ok(Some(_)) => {
+                            self.tunnel.set_violated();
+                            let error = Error::new(ErrorKind::Protocol, Layer::Tunnel, Side::Remote, "reading");
+                            Err(self.fail(self.shared.describe(error.with_source("HEADERS on an open tunnel"))))
+                        }
+                        Err(e) => Err(self.fail(self.shared.explain(e, Layer::Tunnel, "reading"))),
+                    });
                 }
                 Some(Err(e)) => {
-                    self.ended = true;
-                    if e.is_reset() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR) {
-                        return Poll::Ready(Ok(Bytes::new()));
-                    }
-                    let error = self.shared.explain(e, Layer::Tunnel, "reading");
-                    self.tunnel.fail(&error);
-                    return Poll::Ready(Err(error.into()));
+                    let asks_to_stop = e.is_reset() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR);
+                    return Poll::Ready(match asks_to_stop && self.tunnel.has_peer_ended() {
+                        true => Ok(self.end()),
+                        false => Err(self.fail(self.shared.explain(e, Layer::Tunnel, "reading"))),
+                    });
                 }
             }
         }
+    }
+}
+
+impl TunnelRecv {
+    /// Everything up to the peer's END_STREAM has been read.
+    fn end(&mut self) -> Bytes {
+        self.reading = Reading::Ended;
+        self.tunnel.read_all();
+        Bytes::new()
+    }
+
+    fn fail(&mut self, error: Error) -> io::Error {
+        self.reading = Reading::Failed;
+        self.tunnel.fail(&error);
+        error.into()
     }
 }
 
@@ -168,7 +202,8 @@ impl BytesRead for TunnelRecv {
     }
 
     fn is_at_end(&self) -> bool {
-        self.rest.is_empty() && self.stream.as_ref().is_some_and(h2::RecvStream::is_end_stream)
+        let is_end_stream = || self.stream.as_ref().is_some_and(h2::RecvStream::is_end_stream);
+        self.rest.is_empty() && (self.reading == Reading::Ended || is_end_stream())
     }
 }
 
@@ -198,7 +233,7 @@ impl Drop for TunnelRecv {
         if recv.is_end_stream() {
             self.tunnel.read_all();
         }
-        if self.tunnel.is_finished() && !self.ended && !recv.is_end_stream() {
+        if self.tunnel.is_finished() && !self.is_finished() && !recv.is_end_stream() {
             self.shared.linger(LingeringTunnel { recv, _permit: self.permit.take() });
         }
     }

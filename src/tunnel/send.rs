@@ -1,5 +1,6 @@
 //! The sending half of a tunnel.
 
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
 use super::ResetReason;
-use crate::conn::{OpenTunnel, Shared, SharedPermit};
+use crate::conn::{Frame, OpenTunnel, SendQueue, Shared, SharedPermit};
 use crate::error::{Error, ErrorKind, Layer, Side};
 use crate::io::BytesWrite;
 
@@ -27,24 +28,26 @@ const WAITING_RESERVATION: usize = 256;
 /// been shut down, it resets the tunnel once the receiving half is gone too.
 #[derive(Debug)]
 pub struct TunnelSend {
-    stream: h2::SendStream<Bytes>,
+    stream: h2::SendStream<Frame>,
     shared: Arc<Shared>,
     _permit: Option<SharedPermit>,
     tunnel: Arc<OpenTunnel>,
+    queue: Arc<SendQueue>,
     reset_here: bool,
 }
 
 impl TunnelSend {
     pub(super) fn new(
-        stream: h2::SendStream<Bytes>,
+        stream: h2::SendStream<Frame>,
         shared: Arc<Shared>,
         permit: Option<SharedPermit>,
         tunnel: Arc<OpenTunnel>,
     ) -> Self {
-        Self { stream, shared, _permit: permit, tunnel, reset_here: false }
+        Self { stream, shared, _permit: permit, tunnel, queue: Arc::default(), reset_here: false }
     }
 
-    /// Ends the tunnel at once in both directions.
+    /// Ends the tunnel at once in both directions. What was written and not yet sent is lost; wait for
+    /// [`poll_sent`](BytesWrite::poll_sent) first where it matters.
     pub fn reset(&mut self, reason: ResetReason) {
         self.stream.send_reset(reason.code());
         self.reset_here = true;
@@ -55,13 +58,19 @@ impl TunnelSend {
         self.stream.stream_id().as_u32()
     }
 
-    /// Ready when the peer has reset the tunnel or the connection is gone.
-    pub(super) fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+    /// Ready when the peer has reset the tunnel or the connection is gone. A reset with NO_ERROR only asks this side to stop
+    /// sending (RFC 9113, section 8.1), so it counts once the peer's direction has been `read` to its end.
+    pub(super) fn poll_failed(&mut self, cx: &mut Context<'_>, read: bool) -> Poll<io::Error> {
         match ready!(self.stream.poll_reset(cx)) {
-            // The peer wants to hear no more, and what it has said is still to be read.
-            Ok(h2::Reason::NO_ERROR) => Poll::Pending,
+            Ok(h2::Reason::NO_ERROR) if !read => Poll::Pending,
             _ => Poll::Ready(self.broken(None, cx)),
         }
+    }
+
+    /// [`Stream::sent`](crate::io::Stream::sent).
+    pub(super) fn sent(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let queue = self.queue.clone();
+        Box::pin(poll_fn(move |cx| queue.poll_empty(cx)))
     }
 
     /// Waits until something can be sent; returns how much of `wanted`.
@@ -88,7 +97,7 @@ impl TunnelSend {
 
     fn send(&mut self, cx: &mut Context<'_>, data: Bytes, wanted: usize) -> io::Result<()> {
         let sent = data.len();
-        if let Err(e) = self.stream.send_data(data, false) {
+        if let Err(e) = self.stream.send_data(self.queue.frame(data), false) {
             return Err(self.broken(Some(e), cx));
         }
         self.tunnel.count_sent(sent);
@@ -101,7 +110,7 @@ impl TunnelSend {
 
     fn send_last(&mut self, cx: &mut Context<'_>, data: Bytes) -> io::Result<()> {
         let sent = data.len();
-        if let Err(e) = self.stream.send_data(data, true) {
+        if let Err(e) = self.stream.send_data(self.queue.frame(data), true) {
             return Err(self.broken(Some(e), cx));
         }
         self.tunnel.count_sent(sent);
@@ -157,6 +166,10 @@ impl BytesWrite for TunnelSend {
         }
         self.poll_shutdown(cx)
     }
+
+    fn poll_sent(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.reset_here { Poll::Ready(()) } else { self.queue.poll_empty(cx) }
+    }
 }
 
 impl AsyncWrite for TunnelSend {
@@ -211,6 +224,15 @@ impl AsyncWrite for TunnelSend {
                 Poll::Ready(Ok(()))
             }
             ended => Poll::Ready(ended),
+        }
+    }
+}
+
+impl Drop for TunnelSend {
+    fn drop(&mut self) {
+        // Otherwise HTTP/2 resets the stream with CANCEL.
+        if self.tunnel.is_violated() {
+            self.stream.send_reset(h2::Reason::PROTOCOL_ERROR);
         }
     }
 }

@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use rstest::rstest;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::super::{Pool, PoolConfig, Source};
 use super::world::{Does, Peer, World, authority, connect, direct, echoes, finish, millis, through, trusted};
-use crate::conn::{Description, OpenTunnel, Shared};
+use crate::conn::{Description, Frame, OpenTunnel, Shared};
 use crate::io::{BoxStream, Dial};
 use crate::metadata::Metadata;
 use crate::observe::ConnectionRole;
@@ -64,7 +63,7 @@ struct Strict {
 impl Strict {
     async fn serve(self, io: LinkEnd) {
         let stream = self.acceptor.accept(io).await.unwrap();
-        let mut connection = h2::server::Builder::new().handshake::<_, Bytes>(stream).await.unwrap();
+        let mut connection = h2::server::Builder::new().handshake::<_, Frame>(stream).await.unwrap();
         let (sender, mut go_away) = mpsc::channel::<()>(1);
         loop {
             let (request, respond) = tokio::select! {
@@ -84,7 +83,7 @@ impl Strict {
     async fn answer(
         self,
         mut recv: h2::RecvStream,
-        mut respond: h2::server::SendResponse<Bytes>,
+        mut respond: h2::server::SendResponse<Frame>,
         go_away: mpsc::Sender<()>,
     ) {
         self.asked.0.fetch_add(1, Ordering::SeqCst);

@@ -52,10 +52,17 @@ async fn a_valid_request_is_connected(#[case] sent: Vec<u8>) {
     served.unwrap();
 }
 
+/// As a health check of the port does.
+#[tokio::test]
+async fn a_client_that_says_nothing_is_no_failure() {
+    let (got, served) = talk(&World::new(), &[]).await;
+    assert!(got.is_empty());
+    served.unwrap();
+}
+
 #[rstest]
 #[case::socks4([4, 1, 0, 80, 10, 96, 0, 1].to_vec(), vec![])]
 #[case::http(b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![])]
-#[case::nothing(vec![], vec![])]
 #[case::truncated_greeting(vec![5, 2, 0], vec![])]
 #[case::only_authentication([&[5, 1, 2], &named(b"near", 80)[3..]].concat(), vec![5, 0xff])]
 #[case::no_method([&[5, 0], &named(b"near", 80)[3..]].concat(), vec![5, 0xff])]

@@ -7,6 +7,7 @@
 mod bad_starts;
 mod faults;
 mod mesh;
+mod operation;
 mod process;
 mod watching;
 

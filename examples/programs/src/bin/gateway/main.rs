@@ -21,16 +21,16 @@ use tokio::task::JoinSet;
 struct Args {
     #[command(flatten)]
     common: Common,
-    /// The network behind the gateway
+    /// Network behind the gateway
     #[arg(long, value_name = "N")]
     network: String,
-    /// Takes tunnels from other networks (HBONE; usually port 15008)
+    /// Address to accept tunnels from other networks on (HBONE, usually port 15008)
     #[arg(long, value_name = "ADDR")]
     listen: SocketAddr,
-    /// How many pods are dialled for one tunnel. Default 3
+    /// How many pods are dialled for one tunnel [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     attempts: Option<u16>,
-    /// How long dialling one may take while there is another one to dial. Default 2
+    /// How long dialling a pod may take while there is another one to try [default: 2]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     attempt_timeout: Option<Duration>,
     #[command(flatten)]
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), Box<dyn Error>> {
-    let Loaded { snapshot, mesh, source, trusted, .. } = args.common.load()?;
+    let Loaded { snapshot, mesh, source, trusted, reload, .. } = args.common.load()?;
     let network = Network::new(args.network.as_str());
     if !snapshot.workloads().any(|workload| workload.network == network) {
         return Err(format!("the mesh has no workload in network {:?}", args.network).into());
@@ -69,5 +69,5 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
         }
     };
     tasks.spawn(tcp::accept_across(listener, None, workers.set(), watch.clone(), serve));
-    args.common.run(tasks, drain, watch).await
+    args.common.run(reload, tasks, drain, watch).await
 }

@@ -26,45 +26,45 @@ use tokio::task::JoinSet;
 #[command(name = "ztunnel", version)]
 #[command(group(ArgGroup::new("listeners").required(true).multiple(true).args(["inbound", "outbound", "socks5", "forward"])))]
 struct Args {
-    /// The workload that is served
+    /// Workload to serve
     #[arg(long, value_name = "NS/NAME", value_parser = workload)]
     workload: (String, String),
     #[command(flatten)]
     common: Common,
-    /// The network that the workload must be in
+    /// Network that the workload must be in
     #[arg(long, value_name = "N")]
     network: Option<String>,
-    /// The cluster that the workload must be in
+    /// Cluster that the workload must be in
     #[arg(long, value_name = "C")]
     cluster: Option<String>,
-    /// Takes tunnels to the workload (HBONE; usually port 15008)
+    /// Address to accept tunnels to the workload on (HBONE, usually port 15008)
     #[arg(long, value_name = "ADDR")]
     inbound: Option<SocketAddr>,
-    /// Takes connections captured by a REDIRECT rule (Linux)
+    /// Address to accept connections on that a REDIRECT rule captures (Linux)
     #[arg(long, value_name = "ADDR")]
     outbound: Option<SocketAddr>,
-    /// Takes SOCKS5 connections, to addresses and names
+    /// Address to accept SOCKS5 connections on, to addresses and names
     #[arg(long, value_name = "ADDR")]
     socks5: Option<SocketAddr>,
-    /// Forwards a local port to one target (repeatable)
+    /// Local address to forward to one target (repeatable)
     #[arg(long, value_name = "LISTEN=HOST:PORT", value_parser = forward)]
     forward: Vec<(SocketAddr, Authority)>,
-    /// Marks the proxy's own connections (SO_MARK), so that capture rules can skip them (Linux)
+    /// Mark for the proxy's own connections (SO_MARK), so that capture rules can skip them (Linux)
     #[arg(long, value_name = "N")]
     mark: Option<u32>,
-    /// How long opening an outbound connection may take, with all attempts. Default 20
+    /// How long opening an outbound connection may take, all attempts together [default: 20]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     connect_timeout: Option<Duration>,
-    /// How many attempts an outbound connection gets. Default 3
+    /// How many attempts an outbound connection gets [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     attempts: Option<u16>,
-    /// How long one attempt may take while there is another endpoint to try. Default 3
+    /// How long one attempt may take while there is another endpoint to try [default: 3]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     attempt_timeout: Option<Duration>,
-    /// How long opening a connection to another proxy may take, which is done for all who wait for it. Default 10
+    /// How long opening a connection to another proxy may take, for all that wait for it [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     dial_timeout: Option<Duration>,
-    /// How long a connection to another proxy is kept without tunnels. Default 300
+    /// How long a connection to another proxy is kept without tunnels [default: 300]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     idle_timeout: Option<Duration>,
     #[command(flatten)]
@@ -104,7 +104,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), Box<dyn Error>> {
-    let Loaded { snapshot, mesh, credentials, source, trusted, .. } = args.common.load()?;
+    let Loaded { snapshot, mesh, credentials, source, trusted, reload } = args.common.load()?;
     let (namespace, name) = &args.workload;
     let Some(own) = snapshot.workload_named(namespace, name) else {
         return Err(format!("the mesh has no workload {namespace}/{name}").into());
@@ -172,7 +172,7 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
             async move { outbound.serve(stream, &target, Some(peer)).await }
         })?;
     }
-    args.common.run(tasks, drain, watch).await?;
+    args.common.run(reload, tasks, drain, watch).await?;
     // Nobody sends any more; what was sent last is still to leave.
     let reports = join_all(pools.iter().map(|pool| pool.close(Duration::from_secs(2)))).await;
     tracing::debug!(?reports, "connections closed");
