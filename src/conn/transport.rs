@@ -27,8 +27,8 @@ const MOST_SLICES: usize = 8;
 
 /// What HTTP/2 reads from and writes to.
 ///
-/// HTTP/2 flushes after each frame. While a [`WriteBatch`] is open, that does nothing: the frames of many tunnels then leave
-/// together when the driver is done, in as few TLS records and system calls as they fit in.
+/// HTTP/2 flushes after each frame. While a [`WriteBatch`] is open, that does nothing: the frames of many tunnels then
+/// leave together when the driver is done, in as few TLS records and system calls as they fit in.
 #[derive(Debug)]
 pub(crate) struct Transport<IO>(Arc<Mutex<FramedIo<IO>>>);
 
@@ -36,10 +36,11 @@ pub(crate) struct Transport<IO>(Arc<Mutex<FramedIo<IO>>>);
 #[derive(Debug)]
 pub(crate) struct WriteBatch<IO>(Arc<Mutex<FramedIo<IO>>>);
 
-/// The byte stream of a connection, as its frames see it: counts signs of life, notes why it failed, and closes it in order.
+/// The byte stream of a connection, as its frames see it: counts signs of life, notes why it failed, and closes it in
+/// order.
 ///
-/// Closing waits for the peer's end, up to the linger timeout: closing a socket with unread bytes makes the kernel answer
-/// with a reset, which can destroy what was sent last on its way.
+/// Closing waits for the peer's end, up to the linger timeout: closing a socket with unread bytes makes the kernel
+/// answer with a reset, which can destroy what was sent last on its way.
 #[derive(Debug)]
 struct FramedIo<IO> {
     io: IO,
@@ -58,9 +59,9 @@ struct FramedIo<IO> {
     closing: Closing,
 }
 
-/// Nothing can be sent any more. What the peer has sent before is still to be read, tunnels' bytes and its reasons for turning
-/// this side away among it, but HTTP/2 reads no more after a write that failed. So it is told at the end of what there is to
-/// read, and until then whatever it writes is thrown away.
+/// Nothing can be sent any more. What the peer has sent before is still to be read, tunnels' bytes and its reasons for
+/// turning this side away among it, but HTTP/2 reads no more after a write that failed. So it is told at the end of
+/// what there is to read, and until then whatever it writes is thrown away.
 #[derive(Debug)]
 struct Broken {
     error: io::Error,
@@ -109,7 +110,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> WriteBatch<IO> {
         lock(&self.0).batching = true;
     }
 
-    /// Sends what HTTP/2 has written since, as far as it can be sent now. When there is room for the rest, the task is woken.
+    /// Sends what HTTP/2 has written since, as far as it can be sent now. When there is room for the rest, the task is
+    /// woken.
     pub(crate) fn send(&self, cx: &mut Context<'_>) {
         let mut framed = lock(&self.0);
         framed.batching = false;

@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::buffer::ReadBuffer;
 
-/// Reads ahead from a byte stream on which each read is a system call. TLS asks for one record of 16 KiB at a time; with
-/// this in between, a busy socket is read in pieces of up to 128 KiB.
+/// Reads ahead from a byte stream on which each read is a system call. TLS asks for one record of 16 KiB at a time;
+/// with this in between, a busy socket is read in pieces of up to 128 KiB.
 ///
 /// The buffer follows the traffic and is freed while there is nothing to read. Put it on sockets, not on tunnels: those
 /// already hold whole frames. Writes go through unchanged.
@@ -34,7 +34,8 @@ impl<IO> ReadAhead<IO> {
 }
 
 impl<IO: AsyncRead + Unpin> ReadAhead<IO> {
-    /// Waits for the first bytes, which stay to be read. `false` when the stream ends or fails before them. Cancel safe.
+    /// Waits for the first bytes, which stay to be read. `false` when the stream ends or fails before them. Cancel
+    /// safe.
     pub(crate) async fn begins(&mut self) -> bool {
         let first = poll_fn(|cx| self.buffer.poll_fill(cx, &mut self.io));
         matches!(first.await, Ok(n) if n > 0)

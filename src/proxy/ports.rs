@@ -1,8 +1,8 @@
 //! Ports to dial from.
 //!
-//! The kernel picks a port that no connection to the same address uses, and counts those in TIME_WAIT: with one address to
-//! dial from, some 28,000 connections a minute to one application use all of them up. A port that is bound by its number may
-//! be used again at once, as TCP's timestamps tell the new connection from the old one.
+//! The kernel picks a port that no connection to the same address uses, and counts those in TIME_WAIT: with one address
+//! to dial from, some 28,000 connections a minute to one application use all of them up. A port that is bound by its
+//! number may be used again at once, as TCP's timestamps tell the new connection from the old one.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};

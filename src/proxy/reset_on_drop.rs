@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::io::{BoxStream, BytesRead, BytesWrite, ReadBuffer, Stream, poll_write_some};
 
-/// A byte stream that fails when it is dropped before both of its directions have [finished](Self::finish): what was truncated
-/// must not look whole.
+/// A byte stream that fails when it is dropped before both of its directions have [finished](Self::finish): what was
+/// truncated must not look whole.
 pub(super) struct ResetOnDrop {
     stream: BoxStream,
     buffer: ReadBuffer,

@@ -38,9 +38,9 @@ enum Reply {
     UnknownAddressType = 8,
 }
 
-/// Serves one SOCKS5 client: reads where it wants to go, opens the tunnel, answers, and carries the connection. The answer
-/// follows the tunnel's, so the client learns whether its destination is there. Dropped before its answer, the client sees its
-/// connection end without one; later, as with [`Outbound::serve`].
+/// Serves one SOCKS5 client: reads where it wants to go, opens the tunnel, answers, and carries the connection. The
+/// answer follows the tunnel's, so the client learns whether its destination is there. Dropped before its answer, the
+/// client sees its connection end without one; later, as with [`Outbound::serve`].
 ///
 /// # Errors
 ///
@@ -99,8 +99,8 @@ async fn open(
     }
 }
 
-/// Reads the greeting and the request; `None` when the client ends before its first byte. The reply goes with the error, unless
-/// there was no request to reply to.
+/// Reads the greeting and the request; `None` when the client ends before its first byte. The reply goes with the
+/// error, unless there was no request to reply to.
 async fn greet(stream: &mut (impl Stream + 'static)) -> Result<Option<Authority>, (Option<Reply>, Error)> {
     let Ok(version) = stream.read_u8().await else { return Ok(None) };
     choose_method(stream, version).await.map_err(|e| (None, e))?;

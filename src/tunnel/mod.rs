@@ -30,31 +30,32 @@ pub use send::TunnelSend;
 
 /// An open tunnel: what is written comes out at its far end, and the other way round.
 ///
-/// It **is** a byte stream ([`AsyncRead`] + [`AsyncWrite`]), so TLS and another HTTP/2 connection can be put on it; and it
-/// moves [`Bytes`] without copying ([`BytesRead`] + [`BytesWrite`]).
+/// It **is** a byte stream ([`AsyncRead`] + [`AsyncWrite`]), so TLS and another HTTP/2 connection can be put on it; and
+/// it moves [`Bytes`] without copying ([`BytesRead`] + [`BytesWrite`]).
 ///
-/// Shutting it down (`poll_shutdown`) finishes this side's direction with END_STREAM; the other direction goes on until the
-/// peer finishes it. Dropping a tunnel resets it, unless it was shut down: then the connection's driver waits a while for
-/// the peer's end, so that an orderly end costs no reset.
+/// Shutting it down (`poll_shutdown`) finishes this side's direction with END_STREAM; the other direction goes on until
+/// the peer finishes it. Dropping a tunnel resets it, unless it was shut down: then the connection's driver waits a
+/// while for the peer's end, so that an orderly end costs no reset.
 ///
 /// # Before the 200
 ///
-/// What [`Client::connect_early`](crate::client::Client::connect_early) returns is not open yet. It takes what is written,
-/// reading waits for the answer, and [`opened`](Self::opened) waits for it alone. Where the answer is a refusal, or there is
-/// none in time, both fail with the [`Error`](crate::Error) that
-/// [`Client::connect`](crate::client::Client::connect) would have returned. A tunnel that is dropped before its answer is
-/// reset, shut down or not. All other tunnels are open from the start.
+/// What [`Client::connect_early`](crate::client::Client::connect_early) returns is not open yet. It takes what is
+/// written, reading waits for the answer, and [`opened`](Self::opened) waits for it alone. Where the answer is a
+/// refusal, or there is none in time, both fail with the [`Error`](crate::Error) that
+/// [`Client::connect`](crate::client::Client::connect) would have returned. A tunnel that is dropped before its answer
+/// is reset, shut down or not. All other tunnels are open from the start.
 ///
 /// # Errors
 ///
 /// An [`io::Error`] from reading or writing wraps an [`Error`](crate::Error) that says what happened;
-/// [`Error::from_io`](crate::Error::from_io) gets it. After its END_STREAM, a peer's reset with NO_ERROR only asks this side to
-/// stop sending (RFC 9113, section 8.1): reading comes to the end. Without an END_STREAM, any reset is a failure.
+/// [`Error::from_io`](crate::Error::from_io) gets it. After its END_STREAM, a peer's reset with NO_ERROR only asks this
+/// side to stop sending (RFC 9113, section 8.1): reading comes to the end. Without an END_STREAM, any reset is a
+/// failure.
 ///
 /// # Cancel safety
 ///
-/// *Cancel safe* in this crate means: when a future is dropped before it is ready, nothing is lost and the operation can be
-/// started again. All reads are; `poll_write` is, `write_all` is not, as everywhere.
+/// *Cancel safe* in this crate means: when a future is dropped before it is ready, nothing is lost and the operation
+/// can be started again. All reads are; `poll_write` is, `write_all` is not, as everywhere.
 #[derive(Debug)]
 pub struct TunnelStream {
     recv: TunnelRecv,
@@ -138,8 +139,8 @@ impl TunnelStream {
     ///
     /// # Errors
     ///
-    /// As [`Client::connect`](crate::client::Client::connect), and the same again when asked again. What was written is lost
-    /// then.
+    /// As [`Client::connect`](crate::client::Client::connect), and the same again when asked again. What was written is
+    /// lost then.
     pub async fn opened(&mut self) -> Result<()> {
         poll_fn(|cx| self.poll_opened(cx)).await
     }
@@ -160,7 +161,7 @@ impl TunnelStream {
         Poll::Ready(Ok(()))
     }
 
-    /// For somebody who has to know how far it is while others have the tunnel.
+    /// For a task that has to know how far it is while others have the tunnel.
     pub(crate) fn progress(&self) -> Arc<Progress> {
         self.recv.progress()
     }
@@ -170,12 +171,13 @@ impl TunnelStream {
         self.tunnel.authority()
     }
 
-    /// What events and the registry of a server's connections call it.
+    /// Its id in events and in the registry of a server's connections.
     pub fn id(&self) -> TunnelId {
         self.tunnel.id()
     }
 
-    /// What the peer said of itself: with the CONNECT at the server, with the 200 at the client, and nothing before that.
+    /// What the peer said of itself: with the CONNECT at the server, with the 200 at the client, and nothing before
+    /// that.
     pub fn metadata(&self) -> &Metadata {
         static NOTHING: LazyLock<Metadata> = LazyLock::new(Metadata::default);
         self.metadata.as_deref().map_or(&NOTHING, Received::get)
@@ -193,8 +195,8 @@ impl TunnelStream {
         self.metadata = None;
     }
 
-    /// The verified identity of the peer of this tunnel's connection. `None` where the connection runs over a byte stream
-    /// that knows of none.
+    /// The verified identity of the peer of this tunnel's connection. `None` where the connection runs over a byte
+    /// stream without one.
     pub fn peer_identity(&self) -> Option<&SpiffeId> {
         self.recv.shared().peer()
     }

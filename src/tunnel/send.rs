@@ -17,15 +17,16 @@ use crate::io::BytesWrite;
 /// What one write asks room for at most.
 const MAX_RESERVATION: usize = 256 << 10;
 
-/// What it asks for while it has to wait. A write that is given up leaves its request standing until the next one, and on a
-/// connection whose peer has a small window that room would be missing elsewhere. From this size on, frames cost a peer none
-/// of the overhead that it counts (see [`Config::with_small_frame_budget`](crate::Config::with_small_frame_budget)).
+/// What it asks for while it has to wait. A write that is given up leaves its request standing until the next one, and
+/// on a connection whose peer has a small window that room would be missing elsewhere. From this size on, frames cost a
+/// peer none of the overhead that it counts (see
+/// [`Config::with_small_frame_budget`](crate::Config::with_small_frame_budget)).
 const WAITING_RESERVATION: usize = 256;
 
 /// The sending half of a [`TunnelStream`](super::TunnelStream).
 ///
-/// Writing waits for the peer's window and for room in the send buffer, then takes as much as fits. Dropped without having
-/// been shut down, it resets the tunnel once the receiving half is gone too.
+/// Writing waits for the peer's window and for room in the send buffer, then takes as much as fits. Dropped without
+/// having been shut down, it resets the tunnel once the receiving half is gone too.
 #[derive(Debug)]
 pub struct TunnelSend {
     stream: h2::SendStream<Frame>,
@@ -58,8 +59,8 @@ impl TunnelSend {
         self.stream.stream_id().as_u32()
     }
 
-    /// Ready when the peer has reset the tunnel or the connection is gone. A reset with NO_ERROR only asks this side to stop
-    /// sending (RFC 9113, section 8.1), so it counts once the peer's direction has been `read` to its end.
+    /// Ready when the peer has reset the tunnel or the connection is gone. A reset with NO_ERROR only asks this side to
+    /// stop sending (RFC 9113, section 8.1), so it counts once the peer's direction has been `read` to its end.
     pub(super) fn poll_failed(&mut self, cx: &mut Context<'_>, read: bool) -> Poll<io::Error> {
         match ready!(self.stream.poll_reset(cx)) {
             Ok(h2::Reason::NO_ERROR) if !read => Poll::Pending,

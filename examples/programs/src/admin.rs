@@ -1,7 +1,7 @@
 //! The admin port: whether the proxy is ready.
 //!
-//! Its clients are probes and people, few and quick. Others must not take descriptors from the data path, so there are few
-//! connections at a time, each for one request and a short time, and a new one ends the oldest.
+//! Its clients are probes and people, few and quick. Others must not take descriptors from the data path, so there are
+//! few connections at a time, each for one request and a short time, and a new one ends the oldest.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;

@@ -1,7 +1,7 @@
 //! A log that keeps nobody waiting.
 //!
-//! Whoever reads stderr may be slow, stopped or gone, and the disk behind it full. A thread of its own writes; while that can't
-//! go on, lines are dropped and counted, and the count is logged as soon as something can be written again.
+//! Whoever reads stderr may be slow, stopped or gone, and the disk behind it full. A thread of its own writes; while
+//! that can't go on, lines are dropped and counted, and the count is logged as soon as something can be written again.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
@@ -129,7 +129,8 @@ impl MakeWriter<'_> for Log {
     }
 }
 
-/// Says on stdout that all listeners are up. Whoever started the process may wait for that, or have gone away, or never read.
+/// Says on stdout that all listeners are up. Whoever started the process may wait for that, or have gone away, or never
+/// read.
 pub(crate) fn announce_ready() {
     let announce = || {
         let mut stdout = io::stdout().lock();

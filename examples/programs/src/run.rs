@@ -20,8 +20,8 @@ use crate::watch::Reload;
 const LOG_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Common {
-    /// Announces that all listeners are up, serves until a signal says to stop, and drains. SIGHUP has the files read again.
-    /// A second signal to stop is an error: what still runs is to be cut.
+    /// Announces that all listeners are up, serves until a signal says to stop, and drains. SIGHUP has the files read
+    /// again. A second signal to stop is an error: what still runs is to be cut.
     ///
     /// # Errors
     ///

@@ -27,10 +27,10 @@ struct Args {
     /// Address to accept tunnels from other networks on (HBONE, usually port 15008)
     #[arg(long, value_name = "ADDR")]
     listen: SocketAddr,
-    /// How many pods are dialled for one tunnel [default: 3]
+    /// How many pods are dialed for one tunnel [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     attempts: Option<u16>,
-    /// How long dialling a pod may take while there is another one to try [default: 2]
+    /// How long dialing a pod may take while there is another one to try [default: 2]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     attempt_timeout: Option<Duration>,
     #[command(flatten)]
