@@ -65,9 +65,9 @@ pub fn goaway(data: &[u8]) {
         if let Step::Cut(len) = step {
             size = if len == 0 { usize::MAX } else { len.into() };
         }
-        for piece in step.bytes().chunks(size) {
-            let code = scanner.scan(piece);
-            assert_eq!(after_preface.scan(piece), code);
+        for piece in step.pieces(size) {
+            let code = scanner.scan(&piece);
+            assert_eq!(after_preface.scan(&piece), code);
             found = code.or(found);
             feed.bytes().extend(piece);
             // Until it wants more. It may stop for a moment on its own.

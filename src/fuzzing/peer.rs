@@ -161,9 +161,9 @@ impl<IO: AsyncRead + AsyncWrite> Peer<IO> {
                     yield_now().await;
                 }
                 Step::End => return,
-                bytes => {
-                    for piece in bytes.bytes().chunks(size) {
-                        if !self.write(piece).await {
+                step => {
+                    for piece in step.pieces(size) {
+                        if !self.write(&piece).await {
                             return;
                         }
                         yield_now().await;

@@ -12,6 +12,9 @@ use super::frames::{frame, headers};
 /// The most steps: what goes on after them differs from what was before in its length only.
 const MOST_STEPS: usize = 200;
 
+/// The most pieces of one step.
+const MOST_PIECES: usize = 300;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// A frame. Its header says what its payload is.
@@ -90,6 +93,12 @@ impl Step {
             Self::Bytes(bytes) => bytes.clone(),
             _ => Vec::new(),
         }
+    }
+
+    /// Its bytes in pieces of a size; in larger ones where these would be too many, which take long and show nothing more.
+    pub(super) fn pieces(&self, size: usize) -> Vec<Vec<u8>> {
+        let bytes = self.bytes();
+        bytes.chunks(size.max(bytes.len().div_ceil(MOST_PIECES))).map(<[u8]>::to_vec).collect()
     }
 
     /// A frame that was recorded, in several if it is long.
