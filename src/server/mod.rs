@@ -1,10 +1,11 @@
 //! Servers, from one byte stream to many connections.
 //!
 //! * [`handshake`] and [`Server`]: HTTP/2 on a byte stream of any kind, polled by the caller. Nothing is spawned.
-//! * [`ConnectionServer`]: whole connections, with TLS, a task for each tunnel, and a drain. For an accept loop of your own.
+//! * [`ConnectionServer`]: whole connections, with TLS, a task for each tunnel, and a drain. For an accept loop of your
+//!   own.
 //! * [`Listener`]: an accept loop around it, which hands out tunnels or has each served.
 //!
-//! The latter two keep a registry of their live [`Connections`], and tell an [`Observer`] what happens.
+//! Both keep a registry of their live [`Connections`], and tell an [`Observer`](crate::observe::Observer) what happens.
 //!
 //! # Dial first, then answer
 //!
