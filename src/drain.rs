@@ -1,4 +1,4 @@
-//! Ending in two stages: gracefully, so that nothing is lost, then by force, so that it ends.
+//! Shutdown in two stages: graceful, so that nothing is lost, then forced, so that it ends.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -65,14 +65,14 @@ pub fn channel() -> (Drain, Watch) {
 }
 
 impl Drain {
-    /// How long those that are told to stop at once may take. Default 5 s. Raising it lets a process that is about to
+    /// How long the forced stage waits for the watches that are left. Default 5 s. Raising it lets a process that is about to
     /// exit wait longer for a task that is stuck.
     pub fn with_force_timeout(mut self, timeout: Duration) -> Self {
         self.force_timeout = timeout;
         self
     }
 
-    /// How long those that are told to stop at once may take.
+    /// How long the forced stage waits.
     pub fn force_timeout(&self) -> Duration {
         self.force_timeout
     }

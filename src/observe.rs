@@ -1,8 +1,8 @@
 //! What happens to connections and tunnels, as values: the hook for metrics, access logs, traces and pictures of a mesh.
 //!
 //! An [`Observer`] gets an [`Event`] for each step. Ids tie events together: a tunnel's [`TunnelId`] names its connection, a
-//! nested [`Connection`] names the tunnel that carries it, and a [`Request`] names its tunnel once that is open. Whoever needs
-//! at the end of something what was known at its beginning keeps it by its id.
+//! nested [`Connection`] names the tunnel that carries it, and a [`Request`] names its tunnel once that is open. An
+//! observer that needs at the end of something what was known at its beginning keeps it by its id.
 //!
 //! ```
 //! use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -35,7 +35,7 @@ use crate::metadata::Metadata;
 use crate::path::Path;
 use crate::refusal::Refusal;
 
-/// Is told what happens. Without one, nothing is measured or kept for its sake.
+/// Receives events. Without an observer nothing is measured or kept for it.
 ///
 /// It is called where things happen, on the tasks that move bytes: it must not block or wait for a lock that somebody holds
 /// for long. What takes longer than a microsecond goes through a bounded queue to a thread of its own. A panic ends the task
@@ -163,7 +163,7 @@ pub struct ConnectionOpened<'a> {
 pub struct ConnectionFailed<'a> {
     /// The connection.
     pub connection: Connection<'a>,
-    /// Why; [`Error::layer`] says at which stage. `None` when it was given up without a failure, by a drain for example.
+    /// Why; [`Error::layer`] says at which stage. `None` when it was abandoned without a failure, by a drain for example.
     pub error: Option<&'a Error>,
     /// What the stages before took.
     pub handshake: Handshake,
@@ -187,7 +187,7 @@ pub struct ConnectionDraining<'a> {
 pub struct ConnectionClosed<'a> {
     /// The connection.
     pub connection: Connection<'a>,
-    /// Why it broke. `None` for an orderly end, which includes one by force.
+    /// Why it broke. `None` for an orderly end, and when this side cut it.
     pub error: Option<&'a Error>,
     /// How many tunnels were asked for in all.
     pub tunnels: u64,
@@ -324,7 +324,7 @@ pub struct AttemptFailed<'a> {
     pub attempt: usize,
     /// Why.
     pub error: &'a Error,
-    /// Who is blamed, if anybody.
+    /// The endpoint at fault, if it is one.
     pub blamed: Option<&'a HealthKey>,
     /// Whether another attempt follows.
     pub is_retried: bool,
@@ -412,7 +412,7 @@ pub enum Limit {
     ReceiveBuffer,
 }
 
-/// Tells `observer` if there is one. The event is not even made if there is none.
+/// Calls `observer`, if there is one, with an event that is not even made otherwise.
 #[inline]
 pub(crate) fn notify<'a>(observer: Option<&Arc<dyn Observer>>, event: impl FnOnce() -> Event<'a>) {
     if let Some(observer) = observer {
@@ -429,7 +429,6 @@ impl ConnectionId {
 
 impl RequestId {
     /// A new one.
-    #[allow(dead_code, reason = "for those who choose endpoints")]
     pub(crate) fn random() -> Self {
         Self(fastrand::u64(..))
     }

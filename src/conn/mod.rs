@@ -35,7 +35,7 @@ pub(crate) use goaway::GoAwayScanner;
 use keepalive::{Keepalive, Pinger};
 pub(crate) use linger::LingeringTunnel;
 use linger::{LingerQueue, Lingering};
-pub(crate) use open_tunnel::{OpenTunnel, OpenTunnels, tell_unopened};
+pub(crate) use open_tunnel::{OpenTunnel, OpenTunnels, notify_unopened};
 pub(crate) use permit::{Permit, Permits, SharedPermit};
 pub(crate) use send_queue::{Frame, SendQueue};
 pub(crate) use settings::{client_builder, server_builder};

@@ -223,11 +223,11 @@ impl OpenTunnel {
         let elapsed = self.age();
         self.since.store(micros(self.shared.age()), Relaxed);
         self.progress.store(OPEN, Relaxed);
-        self.tell_opened(metadata, elapsed);
+        self.notify_opened(metadata, elapsed);
     }
 
     /// It has got its 200 so long after the CONNECT.
-    pub(crate) fn tell_opened<'a>(&self, metadata: impl FnOnce() -> &'a Metadata, elapsed: Duration) {
+    pub(crate) fn notify_opened<'a>(&self, metadata: impl FnOnce() -> &'a Metadata, elapsed: Duration) {
         notify(self.shared.observer(), || {
             Event::TunnelOpened(TunnelOpened { tunnel: self.tunnel(), metadata: metadata(), elapsed })
         });
@@ -287,7 +287,7 @@ impl Drop for OpenTunnel {
 }
 
 /// Tells that a CONNECT was turned down, or will not be answered.
-pub(crate) fn tell_unopened(
+pub(crate) fn notify_unopened(
     shared: &Shared,
     authority: &Authority,
     stream: u32,

@@ -4,16 +4,20 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::reset_on_drop::ResetOnDrop;
 use super::splice::splice;
 use super::tcp::TcpDialer;
 use super::unreachable::unreachable;
+use crate::authority::Authority;
 use crate::connector::MeshWatch;
 use crate::drain::Watch;
 use crate::error::Result;
 use crate::io::{Dial, Stream, dial};
 use crate::mesh::{BaggageCache, Workload};
 use crate::metadata::Metadata;
+use crate::observe::{ConnectFailed, Connected, Event, Request, RequestId, notify};
 use crate::policy::{ConnectionInfo, authorize};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::route;
@@ -110,6 +114,7 @@ impl Inner {
                 return None;
             }
         };
+        let (asked, began) = (request(&incoming, &target), Instant::now());
         let dialed = tokio::select! {
             dialed = dial(&*self.dialer, destination, self.server.config().dial_timeout) => dialed,
             () = incoming.cancelled() => {
@@ -117,9 +122,15 @@ impl Inner {
                 return None;
             }
         };
+        let (observer, attempts, elapsed) = (self.server.observer(), 1, began.elapsed());
         let application = match dialed {
-            Ok(application) => ResetOnDrop::new(application),
+            Ok(application) => {
+                notify(observer, || Event::Connected(Connected { request: asked, tunnel: None, attempts, elapsed }));
+                ResetOnDrop::new(application)
+            }
             Err(error) => {
+                let failed = ConnectFailed { request: asked, error: &error, attempts, elapsed };
+                notify(observer, || Event::ConnectFailed(failed));
                 tracing::info!(%tunnel, peer = shown, %target, %error, "application not reached");
                 incoming.reject(&unreachable(&error, "application"));
                 return None;
@@ -153,4 +164,10 @@ impl Inner {
         }
         Ok((destination, workload))
     }
+}
+
+/// The request for the connection to the application, for events.
+fn request<'a>(incoming: &Incoming, target: &'a Authority) -> Request<'a> {
+    let (id, incoming, from) = (RequestId::random(), Some(incoming.id()), incoming.peer_address());
+    Request { id, incoming, source: None, from, target }
 }

@@ -32,7 +32,7 @@ pub struct ConnectionServer {
     observer: Option<Arc<dyn Observer>>,
 }
 
-/// When a connection is to end: in order, and at once.
+/// What ends a connection from outside: gracefully, or at once.
 pub(super) struct Ends<G, F> {
     pub(super) graceful: G,
     pub(super) forced: F,
@@ -44,7 +44,7 @@ impl ConnectionServer {
         Self { acceptor, config, connections: Connections::default(), observer: None }
     }
 
-    /// Who is told of connections and tunnels. Default: nobody.
+    /// Observes the connections and their tunnels. Default: no observer.
     pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = Some(observer);
         self
@@ -55,7 +55,7 @@ impl ConnectionServer {
         &self.config
     }
 
-    /// Who is told.
+    /// The observer.
     pub fn observer(&self) -> Option<&Arc<dyn Observer>> {
         self.observer.as_ref()
     }
@@ -69,8 +69,8 @@ impl ConnectionServer {
     /// decide by it.
     ///
     /// `tunnel` is called for each CONNECT, and what it returns runs in a task that ends with the connection at the latest: it
-    /// decides, answers, and moves the bytes. When the drain starts, the peer is told to open no more tunnels, those that it
-    /// has asked for by then are served, and running ones finish. When the drain's time is over, the connection is broken.
+    /// decides, answers, and moves the bytes. When the drain starts, GOAWAY is sent, tunnels that the peer has asked for by then are
+    /// served, and running ones finish. When the drain's time is over, the connection is broken.
     ///
     /// Must be called on a tokio runtime. Dropping the future breaks the connection.
     ///
@@ -144,7 +144,7 @@ impl ConnectionServer {
                         return Ok(());
                     }
                     server.graceful_shutdown();
-                    registered.live.tell_draining();
+                    registered.live.notify_draining();
                 }
                 () = forced.as_mut() => return Ok(()),
             }

@@ -86,7 +86,7 @@ impl Builder {
         self
     }
 
-    /// Who is told of the tunnels. Default: nobody.
+    /// Observes the tunnels. Default: no observer.
     pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.about.observer = Some(observer);
         self

@@ -10,7 +10,7 @@ use http::{HeaderMap, Response, StatusCode};
 use tokio::time::Instant;
 
 use crate::authority::Authority;
-use crate::conn::{Frame, LingeringTunnel, OpenTunnel, Shared, tell_unopened};
+use crate::conn::{Frame, LingeringTunnel, OpenTunnel, Shared, notify_unopened};
 use crate::error::{Layer, Result};
 use crate::identity::SpiffeId;
 use crate::metadata::{Metadata, PROXY_STATUS, Received, proxy_status};
@@ -83,7 +83,7 @@ impl Incoming {
     ///
     /// # Errors
     ///
-    /// When the peer has given up meanwhile, or the connection is gone.
+    /// When the peer has canceled the request by now, or the connection is gone.
     pub fn accept(mut self, metadata: &Metadata) -> Result<TunnelStream> {
         let Some((recv, mut respond)) = self.parts.take() else {
             return Err(self.shared.gone("accepting a tunnel"));
@@ -91,17 +91,17 @@ impl Incoming {
         let mut response = Response::new(());
         metadata.write_to(response.headers_mut());
         let send = respond.send_response(response, false).map_err(|e| {
-            tell_unopened(&self.shared, &self.authority, self.stream, None, self.since);
+            notify_unopened(&self.shared, &self.authority, self.stream, None, self.since);
             self.shared.explain(e, Layer::Connect, "accepting a tunnel")
         })?;
         let metadata = std::mem::take(&mut self.metadata);
         let tunnel = OpenTunnel::answered(self.shared.clone(), self.authority.clone(), self.stream, respond);
-        tunnel.tell_opened(|| metadata.get(), self.since.elapsed());
+        tunnel.notify_opened(|| metadata.get(), self.since.elapsed());
         Ok(TunnelStream::answered(recv, send, self.shared.clone(), tunnel, metadata))
     }
 
     /// Tells the observer that too many tunnels wait.
-    pub(super) fn tell_backlog(&self, backlog: usize) {
+    pub(super) fn notify_backlog(&self, backlog: usize) {
         notify(self.shared.observer(), || {
             let connection = Some(self.shared.connection());
             Event::LimitReached(LimitReached { limit: Limit::Backlog, value: backlog as u64, connection })
@@ -111,7 +111,7 @@ impl Incoming {
     /// Turns it down with a status and a reason that a program can read (`proxy-status`, RFC 9209).
     pub fn reject(mut self, refusal: &Refusal) {
         if let Some((recv, respond)) = self.parts.take() {
-            tell_unopened(&self.shared, &self.authority, self.stream, Some(refusal), self.since);
+            notify_unopened(&self.shared, &self.authority, self.stream, Some(refusal), self.since);
             refuse(recv, respond, &self.shared, refusal);
         }
     }
@@ -131,7 +131,7 @@ pub(super) fn refuse(
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
     response.headers_mut().insert(PROXY_STATUS, proxy_status::encode(refusal));
-    // Fails only when the peer has given up meanwhile.
+    // Fails only when the peer has canceled the request by now.
     if respond.send_response(response, true).is_ok() && !recv.is_end_stream() {
         shared.linger(LingeringTunnel { recv, _permit: None });
     }
@@ -141,7 +141,7 @@ impl Drop for Incoming {
     fn drop(&mut self) {
         if let Some((_, respond)) = &mut self.parts {
             respond.send_reset(ResetReason::Refused.code());
-            tell_unopened(&self.shared, &self.authority, self.stream, None, self.since);
+            notify_unopened(&self.shared, &self.authority, self.stream, None, self.since);
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::io::{Accept, BoxStream};
 use crate::refusal::{Refusal, RefusalReason};
 
-/// Accepts connections and hands out the tunnels that are asked for in them, before their answer.
+/// Accepts connections, and hands out the CONNECTs that arrive on them before they are answered.
 ///
 /// Byte streams come from any [`Accept`]: a tokio `TcpListener` (feature `proxy`), a queue, or the tunnels of another listener.
 /// Each gets a task of its own for TLS and HTTP/2, so that a slow handshake delays nobody else. What goes wrong with one
@@ -30,8 +30,8 @@ use crate::refusal::{Refusal, RefusalReason};
 /// * [`serve`](Self::serve) runs everything: an async function for each tunnel, in a task that ends with its connection at the
 ///   latest.
 ///
-/// Dropping a listener closes the door and breaks nothing: no more connections are accepted, the peers are told to open no more
-/// tunnels, those that were not handed out are reset with REFUSED_STREAM, and the others run until they end.
+/// Dropping a listener breaks nothing: it accepts no more connections, sends GOAWAY on those it has, and resets tunnels that it
+/// has not handed out with REFUSED_STREAM. The others continue until they end.
 pub struct Listener<A> {
     accepting: Accepting<A>,
     server: ConnectionServer,
@@ -78,12 +78,12 @@ impl<A: Accept> Listener<A> {
         self
     }
 
-    /// Ends with a drain. When it starts, no more connections are accepted, handshakes are given up, and peers are told to open
-    /// no more tunnels; those that were on their way are handed out, and then no more follow. When its time is over, all
-    /// connections are broken. Default: no drain.
+    /// Ends with a drain. When that starts, no more connections are accepted, handshakes are abandoned, and GOAWAY is sent on all
+    /// connections; tunnels that were on their way by then are still handed out. When its time is over, all connections are broken.
+    /// Default: no drain.
     ///
     /// Each connection counts as one in the drain's [`Report`](crate::drain::Report). Connections that were accepted before this
-    /// was called know nothing of it.
+    /// was called do not take part in it.
     pub fn with_drain(mut self, drain: Watch) -> Self {
         self.accepting = self.accepting.with_drain(&drain);
         self.drain = Some(drain);
@@ -179,7 +179,7 @@ impl Connection {
         match self.queue.try_send(decided(&*self.decision, incoming)?) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(incoming)) => {
-                incoming.tell_backlog(self.queue.max_capacity());
+                incoming.notify_backlog(self.queue.max_capacity());
                 let refusal = Refusal::new(RefusalReason::ConnectionLimitReached)
                     .with_details("too many tunnels wait to be accepted");
                 incoming.reject(&refusal);

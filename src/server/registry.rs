@@ -18,7 +18,7 @@ use crate::identity::SpiffeId;
 use crate::observe::{ConnectionClosed, ConnectionDraining, ConnectionId, Event, TunnelId, notify};
 use crate::tls::Certificate;
 
-/// The registry of a server's live connections: who is there, and the means to drain or cut single ones. Cheap to
+/// The registry of a server's live connections: who is connected, and handles to drain or cut single ones. Cheap to
 /// clone; all clones are of the same server.
 ///
 /// A connection is in it from the end of its handshakes to its own end. Looking at it takes a lock that is also taken
@@ -55,7 +55,7 @@ pub(super) struct PeerCertificates {
 #[derive(Clone)]
 pub struct LiveTunnel(Arc<OpenTunnel>);
 
-/// What is to become of a connection.
+/// How far a connection has been taken towards its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Stage {
@@ -96,7 +96,7 @@ impl Connections {
         self.live().get(&id).cloned()
     }
 
-    /// Notes a connection until what is returned is dropped.
+    /// Lists a connection until the returned guard is dropped.
     pub(super) fn register(&self, shared: Arc<Shared>, certificates: PeerCertificates) -> Registered {
         let (asked, stage) = (AtomicU64::new(0), AtomicU8::new(Stage::Open as u8));
         let live = LiveConnection(Arc::new(Live { shared, certificates, asked, stage, changed: AtomicWaker::new() }));
@@ -104,7 +104,7 @@ impl Connections {
         Registered { connections: self.clone(), live, error: None }
     }
 
-    /// Counts a handshake until what is returned is dropped.
+    /// Counts a handshake until the returned guard is dropped.
     pub(super) fn begin_handshake(&self) -> HandshakeCount {
         self.0.handshakes.fetch_add(1, Ordering::Relaxed);
         HandshakeCount(self.clone())
@@ -173,7 +173,7 @@ impl LiveConnection {
         tunnel.flatten().map(LiveTunnel)
     }
 
-    /// Tells the peer to open no more tunnels. Those that are open go on, and the connection ends with the last one.
+    /// Tells the peer by GOAWAY to open no further tunnels. Open ones continue, and the connection ends with the last of them.
     pub fn drain(&self) {
         self.reach(Stage::Draining);
     }
@@ -211,7 +211,7 @@ impl LiveConnection {
         self.0.asked.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits for a stage after this one. For one task only. Cancel safe.
+    /// Waits for a later stage than this one. For one task only. Cancel safe.
     pub(super) async fn after(&self, stage: Stage) -> Stage {
         poll_fn(|cx| {
             self.0.changed.register(cx.waker());
@@ -221,7 +221,7 @@ impl LiveConnection {
         .await
     }
 
-    pub(super) fn tell_draining(&self) {
+    pub(super) fn notify_draining(&self) {
         let shared = &self.0.shared;
         notify(shared.observer(), || {
             Event::ConnectionDraining(ConnectionDraining { connection: shared.connection(), by: Side::Local })
@@ -255,7 +255,7 @@ impl LiveTunnel {
         self.0.sent()
     }
 
-    /// Resets it. Whoever reads or writes it here gets an error, as after
+    /// Resets it. Reading and writing it here fails, as after
     /// [`TunnelStream::reset`](crate::TunnelStream::reset).
     pub fn cut(&self) {
         self.0.cut();

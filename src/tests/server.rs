@@ -1,4 +1,4 @@
-//! Servers of many connections: the listener, the registry, and what an observer is told.
+//! Servers of many connections: the listener, the registry and the events.
 
 use std::future::pending;
 use std::io;
@@ -309,7 +309,7 @@ async fn tunnels_end_with_their_connection() {
     went.recv().await.unwrap();
 }
 
-/// Notes what it is told, in words.
+/// Records events in words.
 #[derive(Debug, Default)]
 struct Notes(Mutex<Vec<String>>);
 
@@ -380,7 +380,7 @@ fn observed() -> (Site, Listener<Queue>, Arc<Notes>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_observer_is_told_of_a_connection_and_its_tunnels() {
+async fn events_describe_a_connection_and_its_tunnels() {
     let (site, listener, notes) = observed();
     tokio::spawn(listener.serve(echo));
     let client = site.client().await;
@@ -415,7 +415,7 @@ enum End {
 #[case(End::Cut, "Cut")]
 #[case(End::ConnectionLost, "Closed")]
 #[tokio::test(start_paused = true)]
-async fn an_observer_is_told_how_a_tunnel_ends(#[case] end: End, #[case] told: &str) {
+async fn an_event_says_how_a_tunnel_ended(#[case] end: End, #[case] expected: &str) {
     let (site, listener, notes) = observed();
     let (stop, stopped) = tokio::sync::watch::channel(());
     tokio::spawn(listener.serve(move |incoming| {
@@ -445,11 +445,11 @@ async fn an_observer_is_told_how_a_tunnel_ends(#[case] end: End, #[case] told: &
     }
     idle().await;
     let notes = notes.take();
-    assert!(notes.contains(&format!("tunnel 1 ended: {told}, 0 in, 0 out, first None, 0 s")), "{notes:?}");
+    assert!(notes.contains(&format!("tunnel 1 ended: {expected}, 0 in, 0 out, first None, 0 s")), "{notes:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_observer_is_told_of_tunnels_that_are_not_opened() {
+async fn events_describe_tunnels_that_are_not_opened() {
     let (site, listener, notes) = observed();
     let listener = listener.with_backlog(1);
     assert_eq!(listener.backlog(), 1);
@@ -482,7 +482,7 @@ async fn an_observer_is_told_of_tunnels_that_are_not_opened() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_observer_is_told_what_could_not_be_accepted_and_which_layer_failed() {
+async fn events_say_what_could_not_be_accepted_and_which_layer_failed() {
     let (site, listener, notes) = observed();
     let (drain, watch) = drain::channel();
     tokio::spawn(listener.with_drain(watch).serve(echo));
