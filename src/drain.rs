@@ -65,8 +65,8 @@ pub fn channel() -> (Drain, Watch) {
 }
 
 impl Drain {
-    /// How long the forced stage waits for the watches that are left. Default 5 s. Raising it lets a process that is about to
-    /// exit wait longer for a task that is stuck.
+    /// How long the forced stage waits for the watches that are left. Default 5 s. Raising it lets a process that is
+    /// about to exit wait longer for a task that is stuck.
     pub fn with_force_timeout(mut self, timeout: Duration) -> Self {
         self.force_timeout = timeout;
         self

@@ -1,8 +1,9 @@
-//! What happens to connections and tunnels, as values: the hook for metrics, access logs, traces and pictures of a mesh.
+//! What happens to connections and tunnels, as values: the hook for metrics, access logs, traces and pictures of a
+//! mesh.
 //!
-//! An [`Observer`] gets an [`Event`] for each step. Ids tie events together: a tunnel's [`TunnelId`] names its connection, a
-//! nested [`Connection`] names the tunnel that carries it, and a [`Request`] names its tunnel once that is open. An
-//! observer that needs at the end of something what was known at its beginning keeps it by its id.
+//! An [`Observer`] gets an [`Event`] for each step. Ids tie events together: a tunnel's [`TunnelId`] names its
+//! connection, a nested [`Connection`] names the tunnel that carries it, and a [`Request`] names its tunnel once that
+//! is open. An observer that needs at the end of something what was known at its beginning keeps it by its id.
 //!
 //! ```
 //! use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -37,9 +38,9 @@ use crate::refusal::Refusal;
 
 /// Receives events. Without an observer nothing is measured or kept for it.
 ///
-/// It is called where things happen, on the tasks that move bytes: it must not block or wait for a lock that somebody holds
-/// for long. What takes longer than a microsecond goes through a bounded queue to a thread of its own. A panic ends the task
-/// that called.
+/// It is called where things happen, on the tasks that move bytes: it must not block or wait for a lock that somebody
+/// holds for long. What takes longer than a microsecond goes through a bounded queue to a thread of its own. A panic
+/// ends the task that called.
 pub trait Observer: fmt::Debug + Send + Sync {
     /// Takes note of an event. What it borrows is gone when this returns.
     fn event(&self, event: &Event<'_>);
@@ -163,7 +164,8 @@ pub struct ConnectionOpened<'a> {
 pub struct ConnectionFailed<'a> {
     /// The connection.
     pub connection: Connection<'a>,
-    /// Why; [`Error::layer`] says at which stage. `None` when it was abandoned without a failure, by a drain for example.
+    /// Why; [`Error::layer`] says at which stage. `None` when it was abandoned without a failure, by a drain for
+    /// example.
     pub error: Option<&'a Error>,
     /// What the stages before took.
     pub handshake: Handshake,

@@ -29,8 +29,8 @@ pub(crate) struct OpenTunnel {
     stream: u32,
     /// This side has sent END_STREAM.
     finished: AtomicBool,
-    /// The peer's END_STREAM is here. After it a reset with NO_ERROR only asks this side to stop sending (RFC 9113, section 8.1),
-    /// and HTTP/2 then knows of the reset alone.
+    /// The peer's END_STREAM is here. After it a reset with NO_ERROR only asks this side to stop sending (RFC 9113,
+    /// section 8.1), and HTTP/2 then knows of the reset alone.
     peer_ended: AtomicBool,
     /// The peer's END_STREAM has been read.
     read: AtomicBool,
@@ -226,7 +226,7 @@ impl OpenTunnel {
         self.notify_opened(metadata, elapsed);
     }
 
-    /// It has got its 200 so long after the CONNECT.
+    /// Its 200 came this long after the CONNECT.
     pub(crate) fn notify_opened<'a>(&self, metadata: impl FnOnce() -> &'a Metadata, elapsed: Duration) {
         notify(self.shared.observer(), || {
             Event::TunnelOpened(TunnelOpened { tunnel: self.tunnel(), metadata: metadata(), elapsed })
@@ -286,7 +286,7 @@ impl Drop for OpenTunnel {
     }
 }
 
-/// Tells that a CONNECT was turned down, or will not be answered.
+/// Reports that a CONNECT was turned down, or will not be answered.
 pub(crate) fn notify_unopened(
     shared: &Shared,
     authority: &Authority,

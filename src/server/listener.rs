@@ -19,25 +19,25 @@ use crate::refusal::{Refusal, RefusalReason};
 
 /// Accepts connections, and hands out the CONNECTs that arrive on them before they are answered.
 ///
-/// Byte streams come from any [`Accept`]: a tokio `TcpListener` (feature `proxy`), a queue, or the tunnels of another listener.
-/// Each gets a task of its own for TLS and HTTP/2, so that a slow handshake delays nobody else. What goes wrong with one
-/// connection is logged at `debug` and ends that connection only.
+/// Byte streams come from any [`Accept`]: a tokio `TcpListener` (feature `proxy`), a queue, or the tunnels of another
+/// listener. Each gets a task of its own for TLS and HTTP/2, so that a slow handshake delays nobody else. What goes
+/// wrong with one connection is logged at `debug` and ends that connection only.
 ///
 /// There are two ways to use it:
 ///
 /// * [`accept`](Self::accept) hands tunnels out one after another, to be [accepted](Incoming::accept) or
 ///   [rejected](Incoming::reject) whenever that is decided. They belong to the caller and may outlive the listener.
-/// * [`serve`](Self::serve) runs everything: an async function for each tunnel, in a task that ends with its connection at the
-///   latest.
+/// * [`serve`](Self::serve) runs everything: an async function for each tunnel, in a task that ends with its connection
+///   at the latest.
 ///
-/// Dropping a listener breaks nothing: it accepts no more connections, sends GOAWAY on those it has, and resets tunnels that it
-/// has not handed out with REFUSED_STREAM. The others continue until they end.
+/// Dropping a listener breaks nothing: it accepts no more connections, sends GOAWAY on those it has, and resets tunnels
+/// that it has not handed out with REFUSED_STREAM. The others continue until they end.
 pub struct Listener<A> {
     accepting: Accepting<A>,
     server: ConnectionServer,
     decision: Arc<Decision>,
     drain: Option<Watch>,
-    /// `None` when no more connections are accepted.
+    /// `None` when no new connections are accepted.
     queue: Option<mpsc::Sender<Incoming>>,
     waiting: mpsc::Receiver<Incoming>,
     backlog: usize,
@@ -61,16 +61,17 @@ impl<A: Accept> Listener<A> {
 
     /// Refuses tunnels before they are handed out, by the authority and by who asks. Default: none.
     ///
-    /// `decide` is called for each tunnel in the task of its connection, so it must not block. What takes time is decided
-    /// between [`accept`](Self::accept) and the answer.
+    /// `decide` is called for each tunnel in the task of its connection, so it must not block. What takes time is
+    /// decided between [`accept`](Self::accept) and the answer.
     pub fn with_decision(mut self, decide: impl Fn(&Incoming) -> Result<(), Refusal> + Send + Sync + 'static) -> Self {
         self.decision = Arc::new(decide);
         self
     }
 
-    /// How many tunnels may wait for [`accept`](Self::accept). Default 1,024, like the connections in a socket's backlog; at
-    /// least 1. Further ones are refused with [`ConnectionLimitReached`](RefusalReason::ConnectionLimitReached). Raising it lets
-    /// clients wait for longer before they go elsewhere. To be set before the first `accept`.
+    /// How many tunnels may wait for [`accept`](Self::accept). Default 1,024, like the connections in a socket's
+    /// backlog; at least 1. Further ones are refused with
+    /// [`ConnectionLimitReached`](RefusalReason::ConnectionLimitReached). Raising it lets clients wait for longer
+    /// before they go elsewhere. To be set before the first `accept`.
     pub fn with_backlog(mut self, tunnels: usize) -> Self {
         self.backlog = tunnels.clamp(1, 1 << 20);
         let (queue, waiting) = mpsc::channel(self.backlog);
@@ -78,12 +79,12 @@ impl<A: Accept> Listener<A> {
         self
     }
 
-    /// Ends with a drain. When that starts, no more connections are accepted, handshakes are abandoned, and GOAWAY is sent on all
-    /// connections; tunnels that were on their way by then are still handed out. When its time is over, all connections are broken.
-    /// Default: no drain.
+    /// Ends with a drain. When that starts, no new connections are accepted, handshakes are abandoned, and GOAWAY is
+    /// sent on all connections; tunnels that were on their way by then are still handed out. When its time is over, all
+    /// connections are broken. Default: no drain.
     ///
-    /// Each connection counts as one in the drain's [`Report`](crate::drain::Report). Connections that were accepted before this
-    /// was called do not take part in it.
+    /// Each connection counts as one in the drain's [`Report`](crate::drain::Report). Connections that were accepted
+    /// before this was called do not take part in it.
     pub fn with_drain(mut self, drain: Watch) -> Self {
         self.accepting = self.accepting.with_drain(&drain);
         self.drain = Some(drain);
@@ -100,8 +101,8 @@ impl<A: Accept> Listener<A> {
         self.backlog
     }
 
-    /// Waits for the next tunnel that is asked for. `None` when there are no more: the drain has started, or the [`Accept`] has
-    /// ended, and all connections are gone. Cancel safe.
+    /// Waits for the next tunnel that is asked for. `None` when there are no more: the drain has started, or the
+    /// [`Accept`] has ended, and all connections are gone. Cancel safe.
     ///
     /// New connections are accepted only while this is being awaited; those that are up go on by themselves.
     pub async fn accept(&mut self) -> Option<Incoming> {
@@ -130,9 +131,9 @@ impl<A: Accept> Listener<A> {
 
     /// Serves everything that comes, until the drain has ended, or until the [`Accept`] and all connections have.
     ///
-    /// `tunnel` is called for each tunnel, as by [`ConnectionServer::serve`]: what it returns decides, answers, and moves the
-    /// bytes, in a task that ends with the connection at the latest. What is still running shortly after the drain's time is
-    /// over is dropped. Dropping the future breaks all connections.
+    /// `tunnel` is called for each tunnel, as by [`ConnectionServer::serve`]: what it returns decides, answers, and
+    /// moves the bytes, in a task that ends with the connection at the latest. What is still running shortly after the
+    /// drain's time is over is dropped. Dropping the future breaks all connections.
     pub async fn serve<F, T>(self, tunnel: F)
     where
         F: Fn(Incoming) -> T + Clone + Send + 'static,

@@ -173,7 +173,8 @@ impl LiveConnection {
         tunnel.flatten().map(LiveTunnel)
     }
 
-    /// Tells the peer by GOAWAY to open no further tunnels. Open ones continue, and the connection ends with the last of them.
+    /// Tells the peer by GOAWAY to open no further tunnels. Open ones continue, and the connection ends with the last
+    /// of them.
     pub fn drain(&self) {
         self.reach(Stage::Draining);
     }
