@@ -58,7 +58,7 @@ impl Snapshot {
 
     /// All workloads, in no particular order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.0.workloads.values()
+        self.0.workloads.values().map(|numbered| &numbered.workload)
     }
 
     /// All services, in no particular order.
@@ -73,7 +73,7 @@ impl Snapshot {
 
     /// The workload with this uid.
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.0.workloads.get(uid)
+        self.0.workload(uid)
     }
 
     /// The workload with this address. One that shares its node's address is not found.

@@ -141,9 +141,11 @@ impl Store {
         for (name, resource) in batch.without_repetitions() {
             self.waiting.remove(&name);
             let old = change.tables.get(&name);
-            match resource {
-                Some(resource) if old.as_ref() == Some(&resource) => {}
-                resource => {
+            match (old, resource) {
+                (Some(old), Some(resource)) if old == resource => {}
+                // Most changes are of this kind: no other resource is concerned.
+                (Some(old), Some(resource)) if old.addresses() == resource.addresses() => change.replace(old, resource),
+                (old, resource) => {
                     if let Some(old) = old.clone() {
                         change.remove(old);
                     }
@@ -229,6 +231,11 @@ impl Change<'_> {
     fn add(&mut self, resource: Resource) {
         self.tables.add(&resource);
         self.touch(resource.name(), None);
+    }
+
+    fn replace(&mut self, old: Resource, new: Resource) {
+        self.tables.replace(&old, &new);
+        self.touch(new.name(), Some(old));
     }
 
     fn remove(&mut self, resource: Resource) {

@@ -13,9 +13,9 @@ use crate::policy::{Policy, PolicyName, Scope};
 pub(super) type NamespaceAndName = (Arc<str>, Arc<str>);
 
 /// A clone takes a reference to each index. Two with the same resources are equal, whatever came when.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Tables {
-    pub(super) workloads: Map<Arc<str>, Arc<Workload>>,
+    pub(super) workloads: Map<Arc<str>, Numbered>,
     pub(super) by_address: Map<NetworkAddress, Arc<Workload>>,
     pub(super) by_name: Map<NamespaceAndName, ShortList<Workload>>,
     pub(super) by_hostname: Map<Hostname, ShortList<Workload>>,
@@ -26,6 +26,15 @@ pub(super) struct Tables {
     pub(super) policies: Map<PolicyName, Arc<Policy>>,
     pub(super) global_policies: ShortList<Policy>,
     pub(super) namespace_policies: Map<Arc<str>, ShortList<Policy>>,
+    /// How many workloads have come so far.
+    came: u64,
+}
+
+/// A workload, and when it came: a new version has the number of the one that it replaces.
+#[derive(Clone, Debug)]
+pub(super) struct Numbered {
+    number: u64,
+    pub(super) workload: Arc<Workload>,
 }
 
 /// A service and its endpoints, either of which may come first.
@@ -45,10 +54,14 @@ pub(super) struct NetworkGateways {
 impl Tables {
     pub(super) fn get(&self, name: &ResourceName) -> Option<Resource> {
         match name {
-            ResourceName::Workload(uid) => self.workloads.get(uid).cloned().map(Resource::Workload),
+            ResourceName::Workload(uid) => self.workload(uid).cloned().map(Resource::Workload),
             ResourceName::Service(key) => self.service(key).cloned().map(Resource::Service),
             ResourceName::Policy(name) => self.policies.get(name).cloned().map(Resource::Policy),
         }
+    }
+
+    pub(super) fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid).map(|numbered| &numbered.workload)
     }
 
     pub(super) fn service(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {
@@ -56,7 +69,7 @@ impl Tables {
     }
 
     pub(super) fn resources(&self) -> impl Iterator<Item = Resource> {
-        let workloads = self.workloads.values().cloned().map(Resource::Workload);
+        let workloads = self.workloads.values().map(|numbered| numbered.workload.clone()).map(Resource::Workload);
         let services = self.services.values().filter_map(|entry| entry.service.clone()).map(Resource::Service);
         let policies = self.policies.values().cloned().map(Resource::Policy);
         workloads.chain(services).chain(policies)
@@ -83,9 +96,23 @@ impl Tables {
     /// Adds a resource that conflicts with none, and of which no version is there.
     pub(super) fn add(&mut self, new: &Resource) {
         match new {
-            Resource::Workload(workload) => self.add_workload(workload),
+            Resource::Workload(workload) => {
+                self.came += 1;
+                self.add_workload(workload, self.came);
+            }
             Resource::Service(service) => self.add_service(service),
             Resource::Policy(policy) => self.add_policy(policy),
+        }
+    }
+
+    /// Puts a new version of a resource in the place of the one that is there. It conflicts with none.
+    pub(super) fn replace(&mut self, old: &Resource, new: &Resource) {
+        match (old, new) {
+            (Resource::Workload(old), Resource::Workload(new)) => self.replace_workload(old, new),
+            _ => {
+                self.remove(old);
+                self.add(new);
+            }
         }
     }
 
@@ -98,8 +125,8 @@ impl Tables {
         }
     }
 
-    fn add_workload(&mut self, workload: &Arc<Workload>) {
-        self.workloads.insert(workload.uid.clone(), workload.clone());
+    fn add_workload(&mut self, workload: &Arc<Workload>, number: u64) {
+        self.workloads.insert(workload.uid.clone(), Numbered { number, workload: workload.clone() });
         for address in workload.own_addresses() {
             self.by_address.insert(address, workload.clone());
         }
@@ -108,14 +135,33 @@ impl Tables {
             self.by_hostname.update(hostname, |list| list.insert(workload));
         }
         for key in workload.services.keys() {
-            self.services.update(key, |entry| entry.endpoints.insert(workload));
+            self.services.update(key, |entry| entry.endpoints.insert(number, workload));
         }
         if let Some(gateway) = &workload.network_gateway {
             self.gateways.update(&workload.network, |gateways| gateways.add(gateway));
         }
     }
 
+    /// Most changes of a workload leave its addresses, name, services and gateway as they are: what both versions have is
+    /// touched once.
+    fn replace_workload(&mut self, old: &Arc<Workload>, new: &Arc<Workload>) {
+        let Some(number) = self.workloads.get(&old.uid).map(|numbered| numbered.number) else { return };
+        if old.hostname != new.hostname
+            || namespace_and_name(old) != namespace_and_name(new)
+            || !old.own_addresses().eq(new.own_addresses())
+            || !old.services.keys().eq(new.services.keys())
+            || (&old.network, &old.network_gateway) != (&new.network, &new.network_gateway)
+        {
+            self.remove_workload(old);
+        } else if let Some(gateway) = &old.network_gateway {
+            // Counted once more below.
+            self.gateways.update(&old.network, |gateways| gateways.remove(gateway));
+        }
+        self.add_workload(new, number);
+    }
+
     fn remove_workload(&mut self, workload: &Workload) {
+        let Some(number) = self.workloads.get(&workload.uid).map(|numbered| numbered.number) else { return };
         self.workloads.remove(&workload.uid);
         for address in workload.own_addresses() {
             self.by_address.remove(&address);
@@ -125,7 +171,7 @@ impl Tables {
             self.by_hostname.update(hostname, |list| list.remove(&workload.uid));
         }
         for key in workload.services.keys() {
-            self.services.update(key, |entry| entry.endpoints.remove(&workload.uid));
+            self.services.update(key, |entry| entry.endpoints.remove(number));
         }
         if let Some(gateway) = &workload.network_gateway {
             self.gateways.update(&workload.network, |gateways| gateways.remove(gateway));
@@ -168,6 +214,29 @@ impl Tables {
             }
             Scope::WorkloadSelector => {}
         }
+    }
+}
+
+impl PartialEq for Tables {
+    fn eq(&self, other: &Self) -> bool {
+        self.workloads == other.workloads
+            && self.by_address == other.by_address
+            && self.by_name == other.by_name
+            && self.by_hostname == other.by_hostname
+            && self.services == other.services
+            && self.by_vip == other.by_vip
+            && self.services_by_hostname == other.services_by_hostname
+            && self.gateways == other.gateways
+            && self.policies == other.policies
+            && self.global_policies == other.global_policies
+            && self.namespace_policies == other.namespace_policies
+    }
+}
+
+/// Whatever the numbers.
+impl PartialEq for Numbered {
+    fn eq(&self, other: &Self) -> bool {
+        self.workload == other.workload
     }
 }
 
