@@ -210,45 +210,51 @@ impl Reading {
     }
 
     fn lists(&mut self, root: &Fields<'_>) -> Result<(), Fault> {
-        for at in root.list("workloads")? {
-            let name = workloads::uid(&at).map(ResourceName::Workload);
-            self.entry(&at, What::Workload, name, workloads::read(at.clone()));
+        // All are read before the first is indexed, so that workloads lie side by side in memory: choosing an endpoint goes
+        // through all of a service.
+        let entries = root.list("workloads")?;
+        let workloads: Vec<_> = entries.iter().map(|at| workloads::read(at.clone()).map(Resource::from)).collect();
+        for (at, workload) in entries.into_iter().zip(workloads) {
+            self.entry(&at, What::Workload, || workloads::uid(&at).map(ResourceName::Workload), workload);
         }
         for at in root.list("services")? {
-            let name = services::name(&at).map(ResourceName::Service);
             let mut odd_names = Vec::new();
-            let service = services::read(at.clone(), &mut odd_names);
+            let service = services::read(at.clone(), &mut odd_names).map(Resource::from);
             if service.is_ok() {
-                self.left_out
-                    .extend(odd_names.into_iter().map(|fault| LeftOut::new(&self.file, fault, What::Name, None)));
+                let left_out = odd_names.into_iter().map(|fault| LeftOut::new(&self.file, fault, What::Name, None));
+                self.left_out.extend(left_out);
             }
-            self.entry(&at, What::Service, name, service);
+            self.entry(&at, What::Service, || services::name(&at).map(ResourceName::Service), service);
         }
         for at in root.list("policies")? {
-            let policy = policies::read(at.clone());
-            let stand_in = policies::stand_in(&at);
-            let name = stand_in.as_ref().map(|policy| ResourceName::Policy(policy.name.clone()));
+            let policy = policies::read(at.clone()).map(Resource::from);
+            let stand_in = || policies::stand_in(&at);
             if let Err(fault) = &policy {
-                match stand_in {
+                match stand_in() {
                     Some(stand_in) => self.stand_ins.push(stand_in),
                     None => self.fatal.push(fault.clone()),
                 }
             }
-            self.entry(&at, What::Policy, name, policy);
+            self.entry(&at, What::Policy, || Some(ResourceName::Policy(stand_in()?.name)), policy);
         }
         Ok(())
     }
 
-    /// Takes an entry, or leaves it out.
-    fn entry(&mut self, at: &At<'_>, what: What, name: Option<ResourceName>, read: Result<impl Into<Resource>, Fault>) {
+    /// Takes an entry, or leaves it out; `name` is asked for then.
+    fn entry(
+        &mut self,
+        at: &At<'_>,
+        what: What,
+        name: impl FnOnce() -> Option<ResourceName>,
+        read: Result<Resource, Fault>,
+    ) {
         let taken = read.and_then(|resource| {
-            let resource = resource.into();
             self.tables.add_new(&resource).map_err(|conflict| place(at, &conflict))?;
             Ok(resource)
         });
         match taken {
             Ok(resource) => self.resources.push(resource),
-            Err(fault) => self.left_out.push(LeftOut::new(&self.file, fault, what, name)),
+            Err(fault) => self.left_out.push(LeftOut::new(&self.file, fault, what, name())),
         }
     }
 }
