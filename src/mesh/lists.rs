@@ -85,8 +85,8 @@ const MAX_CHUNK: usize = 64;
 
 /// For thousands of endpoints: a change copies one chunk of them and the list of chunks. No chunk is empty.
 ///
-/// In the order in which workloads came, which is about that of their places in memory: going through all of them, as each
-/// choice of an endpoint does, takes a third of the time that it takes in the order of their names.
+/// In the order in which workloads came, which is about that of their places in memory: going through all of them, as
+/// each choice of an endpoint does, takes a third of the time that it takes in the order of their names.
 #[derive(Clone, Default)]
 pub(super) struct EndpointList {
     chunks: Arc<[Arc<[Endpoint]>]>,

@@ -142,8 +142,8 @@ impl Tables {
         }
     }
 
-    /// Most changes of a workload leave its addresses, name, services and gateway as they are: what both versions have is
-    /// touched once.
+    /// Most changes of a workload leave its addresses, name, services and gateway as they are: what both versions have
+    /// is touched once.
     fn replace_workload(&mut self, old: &Arc<Workload>, new: &Arc<Workload>) {
         let Some(number) = self.workloads.get(&old.uid).map(|numbered| numbered.number) else { return };
         if old.hostname != new.hostname

@@ -210,8 +210,8 @@ impl Reading {
     }
 
     fn lists(&mut self, root: &Fields<'_>) -> Result<(), Fault> {
-        // All are read before the first is indexed, so that workloads lie side by side in memory: choosing an endpoint goes
-        // through all of a service.
+        // All are read before the first is indexed, so that workloads lie side by side in memory: choosing an endpoint
+        // goes through all of a service.
         let entries = root.list("workloads")?;
         let workloads: Vec<_> = entries.iter().map(|at| workloads::read(at.clone()).map(Resource::from)).collect();
         for (at, workload) in entries.into_iter().zip(workloads) {
