@@ -14,8 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::balance::WeightedRandom;
-use hbone::connector::{Connector, ConnectorConfig};
+use hbone::connector::Connector;
 use hbone::drain::{self, Watch};
 use hbone::io::{BoxStream, Dial};
 use hbone::mesh::{Network as MeshNetwork, Snapshot};
@@ -125,9 +124,7 @@ impl World {
         let pool = Pool::new(dialer, config, settings);
         let credentials = Arc::new(ca.issue(&id("client")));
         let source = pool.source(credentials.clone(), Metadata::default()).expect("a source");
-        let balance = Arc::new(WeightedRandom::new());
-        let settings = ConnectorConfig::new();
-        let connector = Connector::new(east, "shop", "client", &pool, credentials, balance, settings);
+        let connector = Connector::builder(east, "shop", "client").build(&pool, credentials);
         let near = direct("127.81.1.11:15008".parse().expect("an address"), "server");
         let inner = TunnelledHop::new(FAR.parse().expect("an authority"), id("server").into());
         let far = direct(GATEWAY.parse().expect("an address"), "gateway").then(inner);
@@ -154,14 +151,14 @@ impl World {
             let port = 1024 + (n % 60_000) as u16;
             let address = SocketAddr::from(([10, 200, (n / 60_000) as u8, 1], port));
             // As routes do: the identity is that of the mesh's snapshot.
-            let path = Path::direct(DirectHop::new(address, self.server.clone().into()));
+            let path = Path::direct(DirectHop::new(address.into(), self.server.clone().into()));
             self.pool.checkout(&self.source, &path).await.expect_err("nobody is there");
         }
     }
 }
 
 fn direct(address: SocketAddr, account: &str) -> Path {
-    Path::direct(DirectHop::new(address, id(account).into()))
+    Path::direct(DirectHop::new(address.into(), id(account).into()))
 }
 
 impl Net {

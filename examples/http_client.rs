@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use axum::routing::get;
 use axum::{Extension, Router};
-use hbone::balance::LeastRequests;
-use hbone::connector::{Connector, ConnectorConfig};
+use hbone::connector::Connector;
 use hbone::mesh::Snapshot;
 use hbone::pool::{Pool, PoolConfig};
 use hbone::server::ConnectionServer;
@@ -51,8 +50,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     // The workload `web`: what it needs to know of the mesh, and its way out.
     let (_mesh, mesh) = tokio::sync::watch::channel(Snapshot::parse("the mesh", MESH)?);
     let pool = Pool::new(Arc::new(network), config, PoolConfig::new());
-    let (own, balance) = (Arc::new(ca.issue(&id("web")?)), Arc::new(LeastRequests::new()));
-    let connector = Connector::new(mesh, "shop", "web", &pool, own, balance, ConnectorConfig::new())?;
+    let connector = Connector::builder(mesh, "shop", "web").build(&pool, Arc::new(ca.issue(&id("web")?)))?;
 
     let http: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(connector);
     let response = http.get("http://cart.shop.svc.cluster.local/".parse()?).await?;

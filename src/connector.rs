@@ -2,20 +2,22 @@
 //! its 200 is tried elsewhere.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::authority::Authority;
-use crate::balance::Balance;
-use crate::balance::health::{Attempt, HealthKey, OutlierConfig, Outliers};
+use crate::balance::health::{HealthKey, OutlierConfig};
+use crate::balance::{Balance, WeightedRandom};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 use crate::mesh::{BaggageCache, Snapshot, Workload};
 use crate::metadata::{Forwarded, Metadata, Traceparent};
+use crate::observe::{self, AttemptFailed, ConnectFailed, Event, Observer, Picked, RequestId, notify};
 use crate::path::Reuse;
-use crate::pool::{Pool, Source};
+use crate::pool::{ConnectRequest, LeaseError, Pool, PooledTunnel, Source};
+use crate::retry::{Endpoints, Failure, Request, RetryAt, RetryPolicy, Served, Unserved};
 use crate::route::{self, Choice, Route};
 use crate::tls::CredentialSource;
 use crate::tunnel::TunnelStream;
@@ -29,9 +31,10 @@ pub type MeshWatch = tokio::sync::watch::Receiver<Snapshot>;
 ///
 /// Until the peer's 200 is here, not a byte of the application has been sent, so that another endpoint can be tried without
 /// harm. That is done when the attempt failed for a [reason that another endpoint may cure](route::is_retryable) and there
-/// is one, or when the connection went away under it: never after 400 or 401, and never after the 200. Endpoints and
-/// gateways that failed are not chosen again while there is any other, and those that
-/// [fail repeatedly](crate::balance::health) are left out for a while by this connector.
+/// is one, or when the tunnel was reset: never after 400 or 401, and never after the 200. What only the end of a connection
+/// undid, the [pool](Pool::connect) sends again within the attempt. Endpoints and gateways that failed are not chosen again
+/// while there is any other, and those that [fail repeatedly](crate::balance::health) are left out for a while by this
+/// connector.
 ///
 /// Behind a gateway the connector can't name a pod, so there the other endpoint is another gateway, or what the gateway
 /// makes of a second request for the same service.
@@ -43,8 +46,7 @@ pub type MeshWatch = tokio::sync::watch::Receiver<Snapshot>;
 /// ```
 /// use std::sync::Arc;
 ///
-/// use hbone::balance::RoundRobin;
-/// use hbone::connector::{Connector, ConnectorConfig};
+/// use hbone::connector::Connector;
 /// use hbone::mesh::Snapshot;
 /// # use hbone::metadata::Metadata;
 /// use hbone::pool::{Pool, PoolConfig};
@@ -85,8 +87,7 @@ pub type MeshWatch = tokio::sync::watch::Receiver<Snapshot>;
 /// // `ca`, `network` and `config` are at hand; a pod listens at 10.0.0.3, and nobody at 10.0.0.2.
 /// let (_mesh, mesh) = tokio::sync::watch::channel(Snapshot::parse("the mesh", MESH)?);
 /// let pool = Pool::new(Arc::new(network), config, PoolConfig::new());
-/// let (own, balance) = (Arc::new(ca.issue(&web)), Arc::new(RoundRobin::new()));
-/// let connector = Connector::new(mesh, "shop", "web", &pool, own, balance, ConnectorConfig::new())?;
+/// let connector = Connector::builder(mesh, "shop", "web").build(&pool, Arc::new(ca.issue(&web)))?;
 ///
 /// let target: Authority = "cart.shop:80".parse()?;
 /// for _ in 0..20 {
@@ -102,27 +103,44 @@ pub struct Connector(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    mesh: MeshWatch,
-    namespace: String,
-    name: String,
+    builder: ConnectorBuilder,
     pool: Pool,
     source: Source,
     credentials: Arc<dyn CredentialSource>,
-    balance: Arc<dyn Balance>,
-    settings: ConnectorConfig,
-    health: Arc<Mutex<Outliers<HealthKey>>>,
+    endpoints: Endpoints,
     baggage: BaggageCache,
     trace_ids: Mutex<fastrand::Rng>,
+}
+
+/// Makes a [`Connector`]. See [`Connector::builder`].
+#[derive(Clone, Debug)]
+pub struct ConnectorBuilder {
+    mesh: MeshWatch,
+    namespace: String,
+    name: String,
+    balance: Arc<dyn Balance>,
+    config: ConnectorConfig,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+/// What one tunnel is opened with, beside its target.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectOptions {
+    from: Option<SocketAddr>,
+    metadata: Metadata,
 }
 
 /// How often and for how long a [`Connector`] tries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectorConfig {
     attempts: usize,
-    deadline: Duration,
+    connect_timeout: Duration,
     attempt_timeout: Duration,
     outliers: OutlierConfig,
 }
+
+/// Longer is the same as for ever, and would overflow the clock.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A tunnel to where an application wanted to go, the way it took, and whom it met there.
 ///
@@ -139,19 +157,12 @@ pub struct Connected {
     pub identities: Vec<SpiffeId>,
 }
 
-/// One attempt that failed.
-struct Failed {
-    error: Error,
-    /// Whether it says nothing new of the peer.
-    is_repeated: bool,
-}
-
 impl ConnectorConfig {
     /// The defaults.
     pub fn new() -> Self {
         Self {
             attempts: 3,
-            deadline: Duration::from_secs(20),
+            connect_timeout: Duration::from_secs(20),
             attempt_timeout: Duration::from_secs(3),
             outliers: OutlierConfig::new().with_max_ejection_percent(100),
         }
@@ -164,10 +175,20 @@ impl ConnectorConfig {
         self
     }
 
+    /// What [`with_attempts`](Self::with_attempts) says.
+    pub fn attempts(&self) -> usize {
+        self.attempts
+    }
+
     /// How long all attempts together may take, from the route to the 200. Default 20 s.
-    pub fn with_deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline.min(Duration::from_secs(365 * 24 * 60 * 60));
+    pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout.min(LONGEST);
         self
+    }
+
+    /// What [`with_connect_timeout`](Self::with_connect_timeout) says.
+    pub fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
     }
 
     /// How long an attempt may take while another endpoint is left to try; the last attempt, and one without an alternative,
@@ -175,8 +196,13 @@ impl ConnectorConfig {
     /// connections wait longer for a peer that has stalled. A connection on which nothing at all has come for half of this
     /// time, or a second, by the end of an attempt takes no more tunnels.
     pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
-        self.attempt_timeout = timeout.min(Duration::from_secs(365 * 24 * 60 * 60));
+        self.attempt_timeout = timeout.min(LONGEST);
         self
+    }
+
+    /// What [`with_attempt_timeout`](Self::with_attempt_timeout) says.
+    pub fn attempt_timeout(&self) -> Duration {
+        self.attempt_timeout
     }
 
     /// When endpoints are left out because they failed. Default: as [`OutlierConfig`] has it, except that any number of
@@ -184,6 +210,11 @@ impl ConnectorConfig {
     pub fn with_outliers(mut self, outliers: OutlierConfig) -> Self {
         self.outliers = outliers;
         self
+    }
+
+    /// What [`with_outliers`](Self::with_outliers) says.
+    pub fn outliers(&self) -> &OutlierConfig {
+        &self.outliers
     }
 }
 
@@ -193,33 +224,90 @@ impl Default for ConnectorConfig {
     }
 }
 
-impl Connector {
-    /// A connector for the workload `namespace`/`name` of the mesh, with its `credentials`. Connections are those of `pool`,
-    /// endpoints are chosen by `balance`.
+impl ConnectorBuilder {
+    /// Who chooses among endpoints. Default: [`WeightedRandom`], as ztunnel.
+    pub fn with_balance(mut self, balance: Arc<dyn Balance>) -> Self {
+        self.balance = balance;
+        self
+    }
+
+    /// How often and for how long it tries. Default: [`ConnectorConfig::new`].
+    pub fn with_config(mut self, config: ConnectorConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Who is told of requests, picks, failed attempts and ejections. Default: nobody.
+    pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// The connector, whose connections are those of `pool` and show the workload's `credentials`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidCredentials`] when there are no credentials.
-    pub fn new(
-        mesh: MeshWatch,
-        namespace: &str,
-        name: &str,
-        pool: &Pool,
-        credentials: Arc<dyn CredentialSource>,
-        balance: Arc<dyn Balance>,
-        settings: ConnectorConfig,
-    ) -> Result<Self> {
-        let source = source(&mesh, namespace, name, pool, &credentials)?;
-        Ok(Self(Arc::new(Inner {
+    /// As [`Pool::source`].
+    pub fn build(self, pool: &Pool, credentials: Arc<dyn CredentialSource>) -> Result<Connector> {
+        let endpoints = Endpoints::new(self.balance.clone(), self.config.outliers.clone(), self.observer.clone());
+        Connector::with(self, pool, credentials, endpoints)
+    }
+
+    fn workload<'a>(&self, mesh: &'a Snapshot) -> Result<&'a Arc<Workload>> {
+        mesh.workload_named(&self.namespace, &self.name).ok_or_else(|| {
+            let doing = format!("{}/{} is not in the mesh (any more)", self.namespace, self.name);
+            Error::new(ErrorKind::NoRoute, Layer::Route, Side::Local, doing)
+        })
+    }
+}
+
+impl ConnectOptions {
+    /// Nothing beside the target.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The application's address, for the far side's telemetry.
+    pub fn with_from(mut self, from: SocketAddr) -> Self {
+        self.from = Some(from);
+        self
+    }
+
+    /// What the CONNECT says to the far end, such as the application's own trace or headers of one's own. What it leaves out
+    /// of baggage, `forwarded`, `traceparent` and `x-forwarded-network`, the connector fills in.
+    pub fn with_metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata = metadata;
+        self
+    }
+}
+
+impl Connector {
+    /// Begins to make a connector for the workload `namespace`/`name` of the mesh.
+    pub fn builder(mesh: MeshWatch, namespace: &str, name: &str) -> ConnectorBuilder {
+        ConnectorBuilder {
             mesh,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
+            balance: Arc::new(WeightedRandom::new()),
+            config: ConnectorConfig::new(),
+            observer: None,
+        }
+    }
+
+    fn with(
+        builder: ConnectorBuilder,
+        pool: &Pool,
+        credentials: Arc<dyn CredentialSource>,
+        endpoints: Endpoints,
+    ) -> Result<Self> {
+        let own = builder.workload(&builder.mesh.borrow()).ok().map(|workload| workload.baggage());
+        let metadata = own.map(|own| Metadata::default().with_baggage(own)).unwrap_or_default();
+        Ok(Self(Arc::new(Inner {
+            source: pool.source(credentials.clone(), metadata)?,
+            builder,
             pool: pool.clone(),
-            source,
             credentials,
-            balance,
-            health: Arc::new(Mutex::new(Outliers::new(settings.outliers.clone()))),
-            settings,
+            endpoints,
             baggage: BaggageCache::default(),
             trace_ids: Mutex::new(fastrand::Rng::new()),
         })))
@@ -229,161 +317,164 @@ impl Connector {
     ///
     /// # Errors
     ///
-    /// As [`Connector::new`].
+    /// As [`ConnectorBuilder::build`].
     pub fn with_pool(&self, pool: &Pool) -> Result<Self> {
-        let Inner { mesh, namespace, name, credentials, balance, settings, health, .. } = &*self.0;
-        Ok(Self(Arc::new(Inner {
-            source: source(mesh, namespace, name, pool, credentials)?,
-            mesh: mesh.clone(),
-            namespace: namespace.clone(),
-            name: name.clone(),
-            pool: pool.clone(),
-            credentials: credentials.clone(),
-            balance: balance.clone(),
-            settings: settings.clone(),
-            health: health.clone(),
-            baggage: BaggageCache::default(),
-            trace_ids: Mutex::new(fastrand::Rng::new()),
-        })))
+        let Inner { builder, credentials, endpoints, .. } = &*self.0;
+        Self::with(builder.clone(), pool, credentials.clone(), endpoints.clone())
     }
 
     /// Opens a tunnel to `target`: a service by name or virtual address, or a workload. `from` is the application's address,
     /// for the far side's telemetry.
     ///
-    /// Must be called on a tokio runtime. Cancel safe: when dropped, the tunnel that was about to be opened is cancelled.
+    /// Must be called on a tokio runtime. Cancel safe: when dropped, the tunnel that was about to be opened is canceled.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NoRoute`] when the mesh knows no way, else why the last attempt failed: as
-    /// [`Pool::checkout`] and [`Lease::connect`](crate::pool::Lease::connect). [`Error::hop`] says at which hop.
+    /// [`ErrorKind::NoRoute`] when the mesh knows no way, else why the last attempt failed: as [`Pool::connect`].
+    /// [`Error::hop`] says at which hop.
     pub async fn connect(&self, target: &Authority, from: Option<SocketAddr>) -> Result<Connected> {
-        self.0.connect(target, from).await.map_err(|e| e.with_target(target))
+        self.connect_with(target, &ConnectOptions { from, metadata: Metadata::default() }).await
     }
-}
 
-fn source(
-    mesh: &MeshWatch,
-    namespace: &str,
-    name: &str,
-    pool: &Pool,
-    credentials: &Arc<dyn CredentialSource>,
-) -> Result<Source> {
-    let own = mesh.borrow().workload_named(namespace, name).map(|workload| workload.baggage());
-    let metadata = own.map(|own| Metadata::default().with_baggage(own)).unwrap_or_default();
-    pool.source(credentials.clone(), metadata)
-}
-
-impl Inner {
-    async fn connect(&self, target: &Authority, from: Option<SocketAddr>) -> Result<Connected> {
-        let deadline = Instant::now() + self.settings.deadline;
-        let mut tried = Vec::new();
-        let mut last = None;
-        for attempts_left in (0..self.settings.attempts).rev() {
-            let mesh = self.mesh.borrow().clone();
-            let source = self.workload(&mesh)?;
-            let (route, attempts) = match self.choose(&mesh, source, target, &tried) {
-                Ok(chosen) => chosen,
-                // The mesh has changed meanwhile. What happened before says more.
-                Err(error) => return Err(last.unwrap_or(error)),
-            };
-            let elsewhere = route.others > 0 || matches!(route.path.reuse(), Reuse::Spread(2..));
-            let until = match elsewhere && attempts_left > 0 {
-                true => deadline.min(Instant::now() + self.settings.attempt_timeout),
-                false => deadline,
-            };
-            let failed = match self.attempt(source, &route, from, until).await {
-                Ok((tunnel, identities)) => {
-                    self.succeeded(attempts);
-                    return Ok(Connected { tunnel, route, identities });
-                }
-                Err(failed) => failed,
-            };
-            let blamed = route.blame(&failed.error);
-            let retryable = route::is_retryable(&failed.error) && (elsewhere || went_away(&failed.error));
-            self.failed(attempts, blamed.as_ref().filter(|_| !failed.is_repeated));
-            tracing::debug!(%target, error = %failed.error, attempts_left, "attempt failed");
-            if !retryable || Instant::now() >= deadline {
-                return Err(failed.error);
+    /// [`Connector::connect`] with more to say.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connector::connect`].
+    pub async fn connect_with(&self, target: &Authority, options: &ConnectOptions) -> Result<Connected> {
+        let connector = &*self.0;
+        let began = Instant::now();
+        let request = TunnelRequest { connector, id: RequestId::random(), target, options };
+        let policy = connector.builder.config.policy();
+        let observer = connector.builder.observer.as_ref();
+        match connector.endpoints.serve(&request, &policy).await {
+            Ok(Served { endpoint: Endpoint { route, .. }, output: PooledTunnel { tunnel, identities }, attempts }) => {
+                let (request, elapsed) = (request.observed(None), began.elapsed());
+                notify(observer, || {
+                    Event::Connected(observe::Connected { request, tunnel: Some(tunnel.id()), attempts, elapsed })
+                });
+                Ok(Connected { tunnel, route, identities })
             }
-            tried.extend(blamed);
-            last = Some(failed.error);
+            Err(Unserved { error, attempts }) => {
+                let error = error.with_target(target);
+                let (request, elapsed) = (request.observed(None), began.elapsed());
+                notify(observer, || Event::ConnectFailed(ConnectFailed { request, error: &error, attempts, elapsed }));
+                Err(error)
+            }
         }
-        Err(last.unwrap_or_else(|| Error::invalid("the number of attempts")))
+    }
+}
+
+impl ConnectorConfig {
+    fn policy(&self) -> RetryPolicy {
+        let &Self { attempts, connect_timeout, attempt_timeout, .. } = self;
+        RetryPolicy { attempts, timeout: connect_timeout, attempt_timeout }
+    }
+}
+
+/// One call of [`Connector::connect_with`].
+struct TunnelRequest<'a> {
+    connector: &'a Inner,
+    id: RequestId,
+    target: &'a Authority,
+    options: &'a ConnectOptions,
+}
+
+/// A way that was chosen, and for whom.
+struct Endpoint {
+    source: Arc<Workload>,
+    route: Route,
+}
+
+impl TunnelRequest<'_> {
+    fn observed<'a>(&'a self, source: Option<&'a Workload>) -> observe::Request<'a> {
+        observe::Request { id: self.id, incoming: None, source, from: self.options.from, target: self.target }
     }
 
-    fn workload<'a>(&self, mesh: &'a Snapshot) -> Result<&'a Arc<Workload>> {
-        mesh.workload_named(&self.namespace, &self.name).ok_or_else(|| {
-            let doing = format!("{}/{} is not in the mesh (any more)", self.namespace, self.name);
-            Error::new(ErrorKind::NoRoute, Layer::Route, Side::Local, doing)
+    fn observer(&self) -> Option<&Arc<dyn Observer>> {
+        self.connector.builder.observer.as_ref()
+    }
+}
+
+impl Request for TunnelRequest<'_> {
+    type Endpoint = Endpoint;
+    type Output = PooledTunnel;
+    type Error = Error;
+
+    fn choose(&self, choice: &Choice<'_>) -> Result<Endpoint> {
+        let mesh = self.connector.builder.mesh.borrow().clone();
+        let source = self.connector.builder.workload(&mesh)?;
+        let route = route::outbound(&mesh, source, self.target, choice)?;
+        Ok(Endpoint { source: source.clone(), route })
+    }
+
+    fn health_keys(&self, Endpoint { route, .. }: &Endpoint) -> Vec<HealthKey> {
+        route.health_keys().collect()
+    }
+
+    fn has_others(&self, Endpoint { route, .. }: &Endpoint) -> bool {
+        route.others > 0 || matches!(route.path.reuse(), Reuse::Spread(2..))
+    }
+
+    async fn attempt(&self, endpoint: &Endpoint, until: Instant) -> Result<PooledTunnel, Failure<Error>> {
+        let Endpoint { source, route } = endpoint;
+        let request = ConnectRequest {
+            source: &self.connector.source,
+            path: &route.path,
+            authority: &route.authority,
+            metadata: &self.connector.metadata(source, route, self.options),
+            deadline: until,
+            // Part of the attempt may have gone by until there was a connection.
+            silence: self.connector.builder.config.attempt_timeout / 2,
+        };
+        self.connector.pool.open(&request).await.map_err(|LeaseError { error, is_repeated, .. }| Failure {
+            blamed: route.blame(&error),
+            is_repeated,
+            retry: match error.kind() {
+                _ if !route::is_retryable(&error) => RetryAt::Nowhere,
+                ErrorKind::Reset(_) => RetryAt::Any,
+                _ => RetryAt::Others,
+            },
+            error,
         })
     }
 
-    /// Where to, and the attempts that this is.
-    fn choose(
-        &self,
-        mesh: &Snapshot,
-        source: &Workload,
-        target: &Authority,
-        tried: &[HealthKey],
-    ) -> Result<(Route, Vec<Attempt<HealthKey>>)> {
-        let now = Instant::now();
-        // Held until the attempts have begun: two must not become the same probe.
-        let mut health = self.health();
-        let choice = Choice::new(&*self.balance).with_health(&health, now).with_tried(tried);
-        let route = route::outbound(mesh, source, target, &choice)?;
-        let attempts = route.health_keys().map(|key| health.begin(key, now)).collect();
-        Ok((route, attempts))
+    fn on_picked(&self, Endpoint { source, route }: &Endpoint, attempt: usize) {
+        notify(self.observer(), || {
+            Event::Picked(Picked {
+                request: self.observed(Some(source)),
+                attempt,
+                service: route.service.as_deref(),
+                endpoint: &route.picked,
+                gateway: route.gateway.as_deref(),
+                path: Some(&route.path),
+                others: route.others,
+            })
+        });
     }
 
-    async fn attempt(
-        &self,
-        source: &Arc<Workload>,
-        route: &Route,
-        from: Option<SocketAddr>,
-        until: Instant,
-    ) -> Result<(TunnelStream, Vec<SpiffeId>), Failed> {
-        let opening = async {
-            let lease = self.pool.checkout(&self.source, &route.path).await.map_err(Failed::from)?;
-            let identities = lease.identities().to_vec();
-            let metadata = self.metadata(source, route, from);
-            // Part of the attempt may have gone by until there was a connection.
-            let patience = self.settings.attempt_timeout / 2;
-            let tunnel = lease.connect_within(&route.authority, &metadata, patience).await;
-            let tunnel = tunnel.map_err(|e| Failed { error: e.error, is_repeated: e.is_repeated })?;
-            Ok((tunnel, identities))
-        };
-        match timeout_at(until, opening).await {
-            Ok(result) => result,
-            Err(_) => Err(Failed::from(self.pool.timed_out(&self.source, &route.path))),
-        }
+    fn on_failed(&self, attempt: usize, failure: &Failure<Error>, is_retried: bool, elapsed: Duration) {
+        let Failure { error, blamed, .. } = failure;
+        tracing::debug!(target = %self.target, %error, attempt, is_retried, "attempt failed");
+        notify(self.observer(), || {
+            let (request, blamed) = (self.observed(None), blamed.as_ref());
+            Event::AttemptFailed(AttemptFailed { request, attempt, error, blamed, is_retried, elapsed })
+        });
     }
+}
 
-    fn succeeded(&self, attempts: Vec<Attempt<HealthKey>>) {
-        let (now, mut health) = (Instant::now(), self.health());
-        attempts.into_iter().for_each(|attempt| health.success(attempt, now));
-    }
-
-    /// What comes before the one that is blamed has done its part. Of what comes after, nothing is known.
-    fn failed(&self, attempts: Vec<Attempt<HealthKey>>, blamed: Option<&HealthKey>) {
-        let Some(blamed) = blamed else { return };
-        let (now, mut health) = (Instant::now(), self.health());
-        for attempt in attempts {
-            if attempt.key() == blamed {
-                return health.failure(attempt, now);
-            }
-            health.success(attempt, now);
-        }
-    }
-
-    fn health(&self) -> MutexGuard<'_, Outliers<HealthKey>> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl Inner {
     /// What the last CONNECT says, to the far end alone.
-    fn metadata(&self, source: &Arc<Workload>, route: &Route, from: Option<SocketAddr>) -> Metadata {
-        let trace = Traceparent::random(&mut self.trace_ids.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut metadata = Metadata::default().with_baggage(self.baggage.of(source)).with_traceparent(trace);
-        if let Some(from) = from {
+    fn metadata(&self, source: &Arc<Workload>, route: &Route, options: &ConnectOptions) -> Metadata {
+        let mut metadata = options.metadata.clone();
+        if metadata.baggage().is_none() {
+            metadata = metadata.with_baggage(self.baggage.of(source));
+        }
+        if metadata.traceparent().is_none() {
+            let mut ids = self.trace_ids.lock().unwrap_or_else(PoisonError::into_inner);
+            metadata = metadata.with_traceparent(Traceparent::random(&mut ids));
+        }
+        if let Some(from) = options.from.filter(|_| metadata.forwarded().is_none()) {
             let mut forwarded = Forwarded::default().with_for(from);
             if let Some(service) = &route.service {
                 // A hostname of the mesh is always a valid one here.
@@ -391,20 +482,10 @@ impl Inner {
             }
             metadata = metadata.with_forwarded(forwarded);
         }
-        if route.path.depth() > 1 && !source.network.as_str().is_empty() {
+        let is_across = route.path.depth() > 1 && !source.network.as_str().is_empty();
+        if is_across && metadata.forwarded_network().is_none() {
             metadata = metadata.clone().with_forwarded_network(source.network.as_str()).unwrap_or(metadata);
         }
         metadata
-    }
-}
-
-/// Whether a connection that had served before may have ended at that moment. Another one to the same peer may do better.
-fn went_away(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Closed | ErrorKind::GoAway(_) | ErrorKind::Reset(_))
-}
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
-        Self { error, is_repeated: false }
     }
 }

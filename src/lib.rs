@@ -135,6 +135,8 @@ mod error;
 mod identity;
 mod path;
 mod refusal;
+mod retry;
+mod target;
 #[cfg(test)]
 mod tests;
 mod tunnel;
@@ -145,6 +147,7 @@ pub use crate::error::{Error, ErrorKind, Layer, Result, Side};
 pub use crate::identity::{AcceptedIdentities, SpiffeId, SpiffeIdError, TrustDomain, TrustDomains};
 pub use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 pub use crate::refusal::{Refusal, RefusalReason};
+pub use crate::target::DialTarget;
 pub use crate::tunnel::{ResetReason, TunnelRecv, TunnelSend, TunnelStream};
 
 // Runs the code of the documents with the tests.

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::mem::discriminant;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::authority::Authority;
 use crate::identity::AcceptedIdentities;
+use crate::metadata::Metadata;
+use crate::target::DialTarget;
 
 /// The hops that a connection takes, from the outside in. Cheap to clone.
 ///
@@ -25,12 +26,12 @@ struct Hops {
     tunnelled: Vec<TunnelledHop>,
 }
 
-/// The first hop of a [`Path`]: a byte stream to an address.
+/// The first hop of a [`Path`]: a byte stream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct DirectHop {
-    /// The peer's HBONE address.
-    pub address: SocketAddr,
+    /// Where the peer accepts HBONE.
+    pub address: DialTarget,
     /// Whom to accept there.
     pub accept: AcceptedIdentities,
     /// How its connections may be shared.
@@ -38,7 +39,7 @@ pub struct DirectHop {
 }
 
 /// A further hop of a [`Path`]: a tunnel through the hop before it, and a session with its own identities inside.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TunnelledHop {
     /// The authority of the CONNECT that opens the tunnel.
@@ -47,6 +48,8 @@ pub struct TunnelledHop {
     pub accept: AcceptedIdentities,
     /// How its connections may be shared.
     pub reuse: Reuse,
+    /// What that CONNECT says, to the peer of the hop before. `None` for what the [source](crate::pool::Pool::source) says.
+    pub metadata: Option<Arc<Metadata>>,
 }
 
 /// How the connections of a hop may be shared by many tunnels.
@@ -64,7 +67,7 @@ pub enum Reuse {
 
 impl DirectHop {
     /// A hop whose connections are [`Reuse::Shared`].
-    pub fn new(address: SocketAddr, accept: AcceptedIdentities) -> Self {
+    pub fn new(address: DialTarget, accept: AcceptedIdentities) -> Self {
         Self { address, accept, reuse: Reuse::Shared }
     }
 
@@ -78,12 +81,21 @@ impl DirectHop {
 impl TunnelledHop {
     /// A hop whose connections are [`Reuse::Shared`].
     pub fn new(authority: Authority, accept: AcceptedIdentities) -> Self {
-        Self { authority, accept, reuse: Reuse::Shared }
+        Self { authority, accept, reuse: Reuse::Shared, metadata: None }
     }
 
     /// Says how its connections may be shared.
     pub fn with_reuse(mut self, reuse: Reuse) -> Self {
         self.reuse = reuse;
+        self
+    }
+}
+
+impl TunnelledHop {
+    /// What the CONNECT of this hop says, instead of what the source says for all hops. Hops that say different things share
+    /// no connections, so leave out what differs between tunnels, such as a trace.
+    pub fn with_metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata = Some(Arc::new(metadata));
         self
     }
 }
@@ -139,16 +151,18 @@ impl PartialEq for Path {
                 && a.tunnelled.len() == b.tunnelled.len()
                 && same(a.direct.reuse, b.direct.reuse)
                 && a.direct.accept == b.direct.accept
-                && a.tunnelled
-                    .iter()
-                    .zip(&b.tunnelled)
-                    .all(|(a, b)| same(a.reuse, b.reuse) && a.authority == b.authority && a.accept == b.accept)
+                && a.tunnelled.iter().zip(&b.tunnelled).all(|(a, b)| {
+                    same(a.reuse, b.reuse)
+                        && a.authority == b.authority
+                        && a.accept == b.accept
+                        && a.metadata == b.metadata
+                })
     }
 }
 
 impl Eq for Path {}
 
-/// Of addresses and authorities alone. The identities could be many, and differ only where these differ.
+/// Of addresses and authorities alone: the rest is large, and rarely differs where these do not.
 impl Hash for Path {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.direct.address.hash(state);
@@ -192,6 +206,7 @@ mod tests {
         #[case] accept: &str,
         #[case] expected: bool,
     ) {
+        #[expect(clippy::mutable_key_type, reason = "what metadata caches does not count for equality")]
         let paths = HashSet::from([path("1.1.1.1:1", Reuse::Spread(3), "a:1", "x")]);
         assert_eq!(paths.contains(&path(address, reuse, authority, accept)), expected);
     }

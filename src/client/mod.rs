@@ -5,6 +5,7 @@ mod driver;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -78,11 +79,13 @@ pub struct Builder {
     config: Arc<Config>,
     hop: usize,
     about: Description,
+    /// An observer knows the connection already.
+    is_described: bool,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { config: Arc::default(), hop: 0, about: Description::new(ConnectionRole::Client) }
+        Self { config: Arc::default(), hop: 0, about: Description::new(ConnectionRole::Client), is_described: false }
     }
 }
 
@@ -124,6 +127,12 @@ impl Builder {
         self
     }
 
+    /// A connection that an observer knows already.
+    pub(crate) fn described(mut self, about: Description) -> Self {
+        (self.about, self.is_described) = (about, true);
+        self
+    }
+
     /// Starts HTTP/2; see [`handshake`].
     ///
     /// # Errors
@@ -134,8 +143,12 @@ impl Builder {
         IO: AsyncRead + AsyncWrite + Unpin + Send,
     {
         const DOING: &str = "sending the HTTP/2 preface";
-        let Self { config, hop, mut about } = self;
-        (about.id, about.hop) = (ConnectionId::random(), Some(hop));
+        let Self { config, hop, mut about, is_described } = self;
+        if !is_described {
+            // A builder may be used several times.
+            about.id = ConnectionId::random();
+        }
+        about.hop = Some(hop);
         let shared = Shared::new(&config, about);
         let transport = Transport::new(io, shared.clone(), config.linger_timeout, Side::Local);
         let batch = transport.write_batch();
@@ -267,6 +280,19 @@ impl Client {
     /// What the peer does with data before its 200.
     pub(crate) fn early_data(&self) -> &EarlyDataCell {
         self.shared.early_data()
+    }
+
+    pub(crate) fn age(&self) -> Duration {
+        self.shared.age()
+    }
+
+    /// Which connection this is to observers.
+    pub(crate) fn id(&self) -> ConnectionId {
+        self.shared.id()
+    }
+
+    pub(crate) fn observer(&self) -> Option<&Arc<dyn Observer>> {
+        self.shared.observer()
     }
 
     pub(crate) fn config(&self) -> &Arc<Config> {

@@ -4,6 +4,7 @@
 
 mod adapter;
 mod buffer;
+mod dial;
 mod read_ahead;
 mod relay;
 mod scheduler;
@@ -22,6 +23,8 @@ pub use adapter::BytesAdapter;
 pub(crate) use adapter::poll_write_some;
 #[cfg(feature = "proxy")]
 pub(crate) use buffer::ReadBuffer;
+pub(crate) use dial::dial;
+pub use dial::{Dial, DialFuture, DialRequest};
 pub use read_ahead::ReadAhead;
 #[cfg(feature = "proxy")]
 pub(crate) use relay::relay_in_turns;
@@ -30,8 +33,7 @@ pub use scheduler::Scheduler;
 #[cfg(feature = "proxy")]
 pub(crate) use scheduler::Threads;
 pub(crate) use scheduler::{Budget, Load, LoadMeter, Sample, Turns};
-pub(crate) use stream::dial;
-pub use stream::{Accept, Accepted, BoxStream, Dial, Stream};
+pub use stream::{Accept, Accepted, BoxStream, Stream};
 
 /// A reader that hands out what it has received as [`Bytes`], without copying.
 pub trait BytesRead: AsyncRead {

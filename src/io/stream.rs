@@ -1,18 +1,13 @@
-//! Byte streams of any kind, and how to get one.
+//! Byte streams of any kind, and how to accept one.
 
-use std::fmt;
 use std::future::{Future, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
-
-use crate::error::{Error, ErrorKind, Layer, Result, Side};
 
 /// A byte stream that a connection can be put on, and that a role can serve. Sockets, tunnels, TLS sessions and in-memory pipes are such; implement it for a type
 /// of your own.
@@ -63,13 +58,6 @@ impl<S: Stream + ?Sized> Stream for Box<S> {
     }
 }
 
-/// Opens byte streams to addresses of one network: TCP in production, pipes in tests. The hook for an embedder's own
-/// transport, and for address translation.
-pub trait Dial: fmt::Debug + Send + Sync {
-    /// Connects to `address`. Timeouts are the caller's business.
-    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>>;
-}
-
 /// A byte stream that somebody opened, with the address of its peer where there is such a thing.
 pub type Accepted<S> = io::Result<(S, Option<SocketAddr>)>;
 
@@ -92,16 +80,5 @@ impl<S: Stream + 'static> Accept for mpsc::Receiver<S> {
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted<S>>> {
         self.poll_recv(cx).map(|stream| stream.map(|stream| Ok((stream, None))))
-    }
-}
-
-/// Dials within this time.
-pub(crate) async fn dial(dialer: &dyn Dial, address: SocketAddr, time: Duration) -> Result<BoxStream> {
-    let failed = |kind| Error::new(kind, Layer::Dial, Side::Remote, "connecting").with_peer(address);
-    match timeout(time, dialer.dial(address)).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(e)) if e.kind() == io::ErrorKind::TimedOut => Err(failed(ErrorKind::Timeout).with_source(e)),
-        Ok(Err(e)) => Err(failed(ErrorKind::Unreachable).with_source(e)),
-        Err(_) => Err(failed(ErrorKind::Timeout)),
     }
 }

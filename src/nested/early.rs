@@ -25,9 +25,20 @@ pub(crate) enum Start {
 #[derive(Debug)]
 pub(crate) struct Failed {
     pub(crate) error: Error,
-    /// Set where early data may be the reason: how much of the handshake's time is used up.
-    pub(crate) early_data: Option<Duration>,
+    pub(crate) retry: Option<Retry>,
 }
+
+/// How another attempt may succeed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Retry {
+    /// After the 200, as early data may be the reason. So much of the handshake's time is used up.
+    WithoutEarlyData(Duration),
+    /// On another connection, as the end of this one undid the CONNECT.
+    OnAnotherConnection,
+}
+
+/// How many CONNECTs are sent again because the end of their connections undid them.
+const REPLAYS: usize = 8;
 
 /// What opens the tunnels under a nested connection: a client, or a pool.
 pub(crate) trait Carrier: Send {
@@ -57,10 +68,10 @@ pub(crate) trait Carrier: Send {
 
 /// Opens a nested connection, with a second attempt after the 200 where early data may be why the first one failed.
 pub(crate) async fn open<C: Carrier>(carrier: &mut C, config: &Config) -> Result<C::Nested> {
-    let mut retry = None;
+    let (mut probe_spent, mut replays_left) = (None, REPLAYS);
     loop {
         let (lease, client) = carrier.lease().await?;
-        let start = match retry {
+        let start = match probe_spent {
             Some(spent) => Start::Retry(spent),
             None if carrier.is_denied() => Start::Opened,
             None => Start::first(config, client.early_data().get()),
@@ -75,13 +86,17 @@ pub(crate) async fn open<C: Carrier>(carrier: &mut C, config: &Config) -> Result
                 }
                 return Ok(nested);
             }
-            Err(Failed { error, early_data: Some(spent) }) => {
+            Err(Failed { error, retry: Some(Retry::WithoutEarlyData(spent)) }) => {
                 tracing::debug!(%error, "trying again after the 200");
                 if client.is_closed() {
                     // All its tunnels went with it. That must not happen again, proven or not.
                     carrier.deny();
                 }
-                retry = Some(spent);
+                probe_spent = Some(spent);
+            }
+            Err(Failed { error, retry: Some(Retry::OnAnotherConnection) }) if replays_left > 0 => {
+                tracing::debug!(%error, replays_left, "undone by the end of a connection");
+                replays_left -= 1;
             }
             Err(failed) => return Err(failed.error),
         }
@@ -119,7 +134,7 @@ impl Start {
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Self { error, early_data: None }
+        Self { error, retry: None }
     }
 }
 

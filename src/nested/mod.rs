@@ -14,9 +14,10 @@
 //!   over a violation, or sent its 200 and then nothing at all for a second, or for twice as long as the 200 took where that
 //!   is more. The outcome of the second attempt counts; if it succeeds, the peer is known to reject early data. Both attempts
 //!   share the time of one TLS handshake.
-//! * Other refusals, REFUSED_STREAM, ENHANCE_YOUR_CALM and CONNECT_ERROR have other reasons and are returned at once.
+//! * Other refusals, REFUSED_STREAM, ENHANCE_YOUR_CALM and CONNECT_ERROR have other reasons.
 //!
-//! A [`Pool`](crate::pool::Pool) remembers peers that reject early data beyond their connections.
+//! A [`Pool`](crate::pool::Pool) remembers peers that reject early data beyond their connections, and sends a CONNECT again on
+//! another connection where the end of one undid it.
 //! [`Config::with_early_data`](crate::Config::with_early_data) turns all of it off.
 
 mod denylist;
@@ -30,11 +31,13 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use self::denylist::EarlyDataDenylist;
-pub(crate) use self::early::{Carrier, Failed, Start, open};
+pub(crate) use self::early::{Carrier, Failed, Retry, Start, open};
 use crate::client::{Builder, Client, Driver};
 use crate::config::Config;
+use crate::conn::{ConnectionOpening, Description};
 use crate::error::Result;
 use crate::metadata::Metadata;
+use crate::observe::{ConnectionRole, Observer};
 use crate::path::TunnelledHop;
 use crate::tls::{Connector, TlsStream};
 use crate::tunnel::{Stage, TunnelStream};
@@ -80,7 +83,8 @@ impl Carrier for Single<'_> {
     async fn attempt(&mut self, (): (), start: Start) -> Result<Nested, Failed> {
         let Self { client, hop, tls, metadata } = *self;
         let tunnel = client.connect_early(&hop.authority, metadata).await?;
-        over(tunnel, start, client.config(), client.hop() + 1, hop, tls).await
+        let opening = carried(&tunnel, client.hop() + 1, client.observer());
+        over(tunnel, start, opening, client.config(), hop, tls).await
     }
 }
 
@@ -91,15 +95,35 @@ pub(crate) struct Nested {
     pub(crate) answer: Metadata,
 }
 
+/// The connection that begins inside a tunnel, as hop `index`.
+pub(crate) fn carried(tunnel: &TunnelStream, index: usize, observer: Option<&Arc<dyn Observer>>) -> ConnectionOpening {
+    let (hop, carrier, observer) = (Some(index), Some(tunnel.id()), observer.cloned());
+    ConnectionOpening::begin(Description { hop, carrier, observer, ..Description::new(ConnectionRole::Client) })
+}
+
 /// Starts the session of a hop inside the tunnel that is being opened for it.
 pub(crate) async fn over(
-    mut tunnel: TunnelStream,
+    tunnel: TunnelStream,
     start: Start,
+    mut opening: ConnectionOpening,
     config: &Arc<Config>,
-    index: usize,
     hop: &TunnelledHop,
     tls: &Connector,
 ) -> Result<Nested, Failed> {
+    let result = start_session(tunnel, start, &mut opening, config, hop, tls).await;
+    opening.end(result.as_ref().err().map(|failed| &failed.error));
+    result
+}
+
+async fn start_session(
+    mut tunnel: TunnelStream,
+    start: Start,
+    opening: &mut ConnectionOpening,
+    config: &Arc<Config>,
+    hop: &TunnelledHop,
+    tls: &Connector,
+) -> Result<Nested, Failed> {
+    let index = opening.about.hop.unwrap_or_default();
     if start.waits_for_200() {
         tunnel.opened().await?;
     }
@@ -117,13 +141,10 @@ pub(crate) async fn over(
     };
     let (mut error, tunnel) = match tls.connect_unless(tunnel, &hop.accept, late).await {
         Ok(stream) => {
-            let (peer, answer) = (stream.peer_identity().clone(), stream.inspect(|tunnel| tunnel.metadata().clone()));
-            let (client, driver) = Builder::new()
-                .with_config(config.clone())
-                .with_peer_identity(peer)
-                .with_hop(index)
-                .handshake(stream)
-                .await?;
+            opening.tls_done(&stream);
+            let answer = stream.inspect(|tunnel| tunnel.metadata().clone());
+            let builder = Builder::new().with_config(config.clone()).described(opening.about.clone()).with_hop(index);
+            let (client, driver) = builder.handshake(stream).await?;
             return Ok(Nested { client, driver, answer });
         }
         Err(failed) => failed,
@@ -139,9 +160,9 @@ pub(crate) async fn over(
         error = cause;
     }
     let suspected = start == Start::Probe && !progress.is(Stage::Heard) && early::may_be_the_reason(error.kind());
-    let early_data = silent.into_inner().or_else(|| suspected.then_some(Duration::ZERO));
+    let spent = silent.into_inner().or_else(|| suspected.then_some(Duration::ZERO));
     let error = if error.hop().is_some() { error } else { error.with_peer(&hop.authority).with_hop(index) };
-    Err(Failed { error, early_data })
+    Err(Failed { error, retry: spent.map(Retry::WithoutEarlyData) })
 }
 
 /// After this long without a byte, a peer that has sent its 200 may have lost what came before that.

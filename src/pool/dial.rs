@@ -6,16 +6,19 @@ use std::sync::{Arc, Weak};
 
 use tokio::time::{Instant, timeout_at};
 
+use super::connect::is_undone;
 use super::lease::{Lease, SILENCE};
 use super::source::SourceShared;
 use super::state::{ConnId, Key, Purpose};
 use super::{BackendId, Inner};
 use crate::client::{Builder, Client};
 use crate::config::Config;
+use crate::conn::{ConnectionOpening, Description};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
-use crate::io::{self, Dial, ReadAhead};
-use crate::nested::{self, Carrier, Failed, Start};
+use crate::io::{self, Dial, DialRequest, ReadAhead};
+use crate::nested::{self, Carrier, Failed, Retry, Start};
+use crate::observe::{ConnectionRole, Observer};
 use crate::path::{DirectHop, Path, TunnelledHop};
 use crate::tunnel::Stage;
 
@@ -41,16 +44,23 @@ pub(super) fn dial(
     deadline: Instant,
 ) -> Pin<Box<dyn Future<Output = Result<NewConnection>> + Send>> {
     Box::pin(async move {
-        let Some((config, dialer)) = pool.upgrade().map(|pool| (pool.config.clone(), pool.dialer.clone())) else {
-            return Err(gone("the pool is gone"));
-        };
+        let settings =
+            pool.upgrade().map(|pool| (pool.config.clone(), pool.dialer.clone(), pool.settings.observer.clone()));
+        let Some((config, dialer, observer)) = settings else { return Err(gone("the pool is gone")) };
         match key.path.parent() {
-            None => direct(&*dialer, &source, key.path.first(), &config, deadline).await,
+            None => {
+                let (hop, about) = (key.path.first(), Description::new(ConnectionRole::Client));
+                let address = hop.address.socket_addr();
+                let mut opening = ConnectionOpening::begin(Description { hop: Some(0), address, observer, ..about });
+                let result = direct(&*dialer, &source, hop, &config, deadline, &mut opening).await;
+                opening.end(result.as_ref().err());
+                result
+            }
             Some((parent, hop)) => {
                 let source = &*source;
-                let mut through =
-                    Through { pool: &pool, source, parent: &parent, hop, known_backends, config: &config, deadline };
-                nested::open(&mut through, &config).await
+                let (pool, parent, config) = (&pool, &parent, &config);
+                let mut through = Through { pool, source, parent, hop, known_backends, config, observer, deadline };
+                nested::open(&mut through, config).await
             }
         }
     })
@@ -73,18 +83,23 @@ async fn direct(
     hop: &DirectHop,
     config: &Arc<Config>,
     deadline: Instant,
+    opening: &mut ConnectionOpening,
 ) -> Result<NewConnection> {
-    let opening = async {
-        let stream = io::dial(dialer, hop.address, config.dial_timeout);
+    let connecting = async {
+        let identity = source.identity();
+        let request = DialRequest::new(&hop.address).with_source(identity.as_ref()).with_hop(hop);
+        let stream = io::dial(dialer, &request, config.dial_timeout);
         let stream = by(deadline, Layer::Dial, "opening a byte stream", stream).await?;
+        opening.dialed();
         let stream = source.tls.connect(ReadAhead::new(stream), &hop.accept);
         let stream = by(deadline, Layer::Tls, "the TLS handshake", stream).await?;
+        opening.tls_done(&stream);
         let peer = stream.peer_identity().clone();
-        let starting = Builder::new().with_config(config.clone()).with_peer_identity(peer.clone()).handshake(stream);
+        let starting = Builder::new().with_config(config.clone()).described(opening.about.clone()).handshake(stream);
         let (client, driver) = by(deadline, Layer::Http2, "sending the HTTP/2 preface", starting).await?;
         Ok(NewConnection { client, driver: Box::pin(driver), identities: vec![peer], parent: None, backend: None })
     };
-    opening.await.map_err(|e: Error| if e.hop().is_some() { e } else { e.with_peer(hop.address).with_hop(0) })
+    connecting.await.map_err(|e: Error| if e.hop().is_some() { e } else { e.with_peer(&hop.address).with_hop(0) })
 }
 
 /// A hop that runs through a tunnel of the pool.
@@ -95,6 +110,7 @@ struct Through<'a> {
     hop: &'a TunnelledHop,
     known_backends: Vec<BackendId>,
     config: &'a Arc<Config>,
+    observer: Option<Arc<dyn Observer>>,
     deadline: Instant,
 }
 
@@ -116,11 +132,17 @@ impl Carrier for Through<'_> {
         let in_outer = |e: Error| if e.hop().is_some() { e } else { e.with_hop(index - 1) };
         let late = |layer, doing| Error::new(ErrorKind::Timeout, layer, Side::Remote, doing);
         let known_backends = self.known_backends.iter().filter_map(BackendId::token).cloned();
-        let metadata = source.metadata.clone().with_known_backends(known_backends);
+        let metadata = hop.metadata.as_deref().unwrap_or(&source.metadata).clone();
+        let metadata = metadata.with_known_backends(known_backends);
+        let unopened = |error: Error, retry: Option<Retry>| {
+            let replay = is_undone(&error).then_some(Retry::OnAnotherConnection);
+            Failed { error: in_outer(error), retry: retry.or(replay) }
+        };
         let sent = lease.send_connect(&hop.authority, &metadata, SILENCE);
-        let (tunnel, pending) = sent.map_err(|e| in_outer(e.error))?;
+        let (tunnel, pending) = sent.map_err(|e| unopened(e.error, None))?;
         let progress = tunnel.progress();
-        let nesting = nested::over(tunnel, start, config, index, hop, &source.tls);
+        let opening = nested::carried(&tunnel, index, self.observer.as_ref());
+        let nesting = nested::over(tunnel, start, opening, config, hop, &source.tls);
         match timeout_at(self.deadline, nesting).await {
             Ok(Ok(nested)) => {
                 pending.opened(|| &nested.answer);
@@ -134,7 +156,7 @@ impl Carrier for Through<'_> {
                 })
             }
             Ok(Err(failed)) if progress.is(Stage::Open) => Err(failed),
-            Ok(Err(failed)) => Err(Failed { error: in_outer(pending.failed(failed.error).error), ..failed }),
+            Ok(Err(failed)) => Err(unopened(pending.failed(failed.error).error, failed.retry)),
             Err(_) if progress.is(Stage::Open) => {
                 let error = late(Layer::Tls, "opening a connection inside another");
                 Err(error.with_peer(&hop.authority).with_hop(index).into())

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::state::ConnId;
 use crate::conn::{Permits, Traffic};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{Load, LoadMeter, Sample};
+use crate::observe::{ConnectionClosed, ConnectionDraining, Event, notify};
 
 /// The task of one connection: drives it, and reports to the pool what changes.
 pub(super) struct ConnectionTask {
@@ -25,6 +27,9 @@ pub(super) struct ConnectionTask {
     connection: Weak<Connection>,
     permits: Arc<Permits>,
     traffic: Traffic,
+    asked: Arc<AtomicU64>,
+    /// Why it ended.
+    failure: Option<Error>,
     reported: Report,
     /// How long it has been at work so far.
     busy: Duration,
@@ -35,8 +40,8 @@ pub(super) struct ConnectionTask {
 #[derive(Clone, Copy)]
 struct Report {
     limit: usize,
-    /// The peer has said something.
-    settled: bool,
+    /// The peer's settings are here.
+    has_settings: bool,
     closed: bool,
 }
 
@@ -48,9 +53,11 @@ impl ConnectionTask {
             id: connection.id,
             driver,
             connection: Arc::downgrade(connection),
-            reported: Report { limit: permits.limit(), settled: false, closed: false },
+            reported: Report { limit: permits.limit(), has_settings: false, closed: false },
             permits,
             traffic: connection.client.traffic(),
+            asked: connection.asked.clone(),
+            failure: None,
             busy: Duration::ZERO,
             meter: LoadMeter::new(Instant::now()),
         }
@@ -69,21 +76,29 @@ impl ConnectionTask {
 
     fn report(&mut self, load: Option<Load>, result: &Poll<Result<()>>) {
         let before = self.reported;
-        let heard = || self.connection.upgrade().is_none_or(|connection| connection.client.reads() > 0);
+        let has_read = || self.connection.upgrade().is_none_or(|connection| connection.client.reads() > 0);
         let (limit, closed) = (self.permits.limit(), self.permits.is_closed());
-        self.reported = Report { limit, settled: before.settled || heard(), closed };
-        let stillborn = match result {
-            Poll::Ready(result) if !self.reported.settled => Some(result.clone().err().unwrap_or_else(unheard)),
+        self.reported = Report { limit, has_settings: before.has_settings || has_read(), closed };
+        let failed_before_settings = match result {
+            Poll::Ready(result) if !self.reported.has_settings => {
+                Some(result.clone().err().unwrap_or_else(no_settings))
+            }
             _ => None,
         };
-        let news = limit > before.limit || closed != before.closed || self.reported.settled != before.settled;
+        let news = limit > before.limit || closed != before.closed || self.reported.has_settings != before.has_settings;
         if !news && load.is_none() {
             return;
         }
         let Some(pool) = self.pool.upgrade() else { return };
-        pool.step(|state, now| match (stillborn, closed) {
+        let shared = &self.traffic.0;
+        if closed && !before.closed && shared.is_going_away() {
+            notify(shared.observer(), || {
+                Event::ConnectionDraining(ConnectionDraining { connection: shared.connection(), by: Side::Remote })
+            });
+        }
+        pool.step(|state, now| match (failed_before_settings, closed) {
             (Some(error), _) => state.failed_before_settings(self.id, error, now),
-            // Also when the pool gives no places on it any more: those inside it have to know.
+            // Also when the pool issues no permits on it any more: the connections inside it have to drain.
             (None, true) => state.drain(self.id, now),
             (None, false) => {
                 state.changed(self.id, now);
@@ -95,7 +110,7 @@ impl ConnectionTask {
     }
 }
 
-fn unheard() -> Error {
+fn no_settings() -> Error {
     Error::new(ErrorKind::Closed, Layer::Http2, Side::Remote, "waiting for the peer's HTTP/2 preface")
 }
 
@@ -111,6 +126,7 @@ impl Future for ConnectionTask {
         result.map(|result| {
             if let Err(error) = result {
                 tracing::debug!(%error, "connection ended");
+                this.failure = Some(error);
             }
         })
     }
@@ -118,6 +134,16 @@ impl Future for ConnectionTask {
 
 impl Drop for ConnectionTask {
     fn drop(&mut self) {
+        let shared = &self.traffic.0;
+        notify(shared.observer(), || {
+            Event::ConnectionClosed(ConnectionClosed {
+                connection: shared.connection(),
+                error: self.failure.as_ref(),
+                tunnels: self.asked.load(Ordering::Relaxed),
+                bytes: shared.moved(),
+                duration: shared.age(),
+            })
+        });
         if let Some(pool) = self.pool.upgrade() {
             pool.ended(self.id);
         }

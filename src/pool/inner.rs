@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::Dial;
 use crate::metadata::Metadata;
 use crate::nested::EarlyDataDenylist;
+use crate::observe::{CheckedOut, Event, LimitReached, notify};
 use crate::path::Path;
 use crate::tls::Connector;
 
@@ -124,6 +125,7 @@ impl Inner {
         purpose: Purpose,
         deadline: Instant,
     ) -> Result<Lease> {
+        let began = Instant::now();
         for _ in 0..ASKS {
             let mut waiting = {
                 let Some(strong) = pool.upgrade() else { return Err(dial::gone("the pool is gone")) };
@@ -131,15 +133,23 @@ impl Inner {
                     strong.step(|state, now| state.source_ended(source.id, None, now));
                 }
                 if let Some(permit) = strong.step(|state, now| state.try_checkout(&key, purpose, now)) {
-                    return Ok(strong.lease(permit));
+                    let lease = strong.lease(permit);
+                    strong.tell_checked_out(&lease, &key.path, began, true);
+                    return Ok(lease);
                 }
                 strong.lock().runtime = Some(Handle::current());
                 let (sender, receiver) = oneshot::channel();
                 let id = strong.step(|state, now| state.enqueue(&key, purpose, Waiter(sender), now))?;
+                strong.tell_limit(&key);
                 Waiting { pool: pool.clone(), key: key.clone(), id, receiver }
             };
             match timeout_at(deadline, &mut waiting.receiver).await {
-                Ok(Ok(result)) => return result,
+                Ok(Ok(result)) => {
+                    if let (Ok(lease), Some(strong)) = (&result, pool.upgrade()) {
+                        strong.tell_checked_out(lease, &key.path, began, false);
+                    }
+                    return result;
+                }
                 Ok(Err(_)) => {}
                 Err(_) => {
                     let Some(strong) = pool.upgrade() else { return Err(dial::gone("the pool is gone")) };
@@ -148,6 +158,33 @@ impl Inner {
             }
         }
         Err(dial::gone("the runtime that it was opened on was shut down"))
+    }
+
+    fn tell_checked_out(&self, lease: &Lease, path: &Path, began: Instant, at_once: bool) {
+        notify(self.settings.observer.as_ref(), || {
+            let connection = &lease.connection();
+            // Older than the wait.
+            let is_reused = at_once || connection.client.age() > began.elapsed();
+            Event::CheckedOut(CheckedOut {
+                connection: connection.client.id(),
+                path,
+                is_reused,
+                waited: began.elapsed(),
+            })
+        });
+    }
+
+    /// Tells the observer what keeps a caller waiting, if it is a limit.
+    fn tell_limit(&self, key: &Key) {
+        if self.settings.observer.is_none() {
+            return;
+        }
+        let limited = self.lock().state.limited(key);
+        if let Some((limit, value)) = limited {
+            notify(self.settings.observer.as_ref(), || {
+                Event::LimitReached(LimitReached { limit, value: value as u64, connection: None })
+            });
+        }
     }
 
     fn lease(self: &Arc<Self>, permit: Permit<Arc<Connection>>) -> Lease {
@@ -317,7 +354,7 @@ impl Inner {
         };
         let error = error.with_hop(hop);
         Some(match hop.checked_sub(1) {
-            None => error.with_peer(path.first().address),
+            None => error.with_peer(&path.first().address),
             Some(inner) => error.with_peer(&path.tunnelled()[inner].authority),
         })
     }
@@ -382,6 +419,6 @@ impl Drop for Waiting {
 
 fn no_room(path: &Path) -> Error {
     Error::new(ErrorKind::Timeout, Layer::Http2, Side::Local, "waiting for room on a connection")
-        .with_peer(path.first().address)
+        .with_peer(&path.first().address)
         .with_hop(path.depth() - 1)
 }

@@ -1,7 +1,7 @@
 //! The right to open a tunnel on a connection of the pool.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub(super) struct Connection {
     pub(super) client: Client,
     /// The peer of each hop, from the outside in.
     pub(super) identities: Vec<SpiffeId>,
+    /// How many CONNECTs have been sent on it.
+    pub(super) asked: Arc<AtomicU64>,
     /// Whether the 200 of the first tunnel is to say which backend this leads to.
     identification_pending: AtomicBool,
     /// Whether a tunnel has failed because this connection broke.
@@ -62,7 +64,8 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 impl Connection {
     pub(super) fn new(id: ConnId, client: Client, identities: Vec<SpiffeId>, identification_pending: bool) -> Self {
         let identification_pending = AtomicBool::new(identification_pending);
-        Self { id, client, identities, identification_pending, failure_reported: AtomicBool::new(false) }
+        let (asked, failure_reported) = (Arc::default(), AtomicBool::new(false));
+        Self { id, client, identities, asked, identification_pending, failure_reported }
     }
 }
 
@@ -131,6 +134,7 @@ impl Lease {
             reads: connection.client.reads(),
             connection,
         };
+        pending.connection.asked.fetch_add(1, Ordering::Relaxed);
         match pending.connection.client.connect_with(authority, metadata, Arc::new(permit)) {
             Ok(tunnel) => Ok((tunnel, pending)),
             Err(error) => Err(pending.failed(error)),

@@ -10,6 +10,8 @@
 //!                            wait, and dial ──▶ TCP, TLS, HTTP/2, or a Lease on the hop before and the same inside it
 //! ```
 //!
+//! [`Pool::connect`] does both, and again where a connection goes away in between.
+//!
 //! The decisions are a state machine that is stepped under one short lock, so that a caller for whom there is room never
 //! waits for a task. Tasks do what takes time: one for each connection and each dial, and one for all timers. They run on the
 //! runtime of the last caller that had to wait, and a connection stays on the runtime on which it was opened. When a runtime is
@@ -59,8 +61,7 @@
 //! let target: Authority = "cart.shop:80".parse()?;
 //! let mut tunnels = Vec::new();
 //! for _ in 0..10 {
-//!     let lease = pool.checkout(&source, &path).await?;
-//!     tunnels.push(lease.connect(&target, &Metadata::default()).await?);
+//!     tunnels.push(pool.connect(&source, &path, &target, &Metadata::default()).await?);
 //! }
 //! let stats = pool.stats();
 //! assert_eq!((stats.connections, stats.tunnels), (1, 10));
@@ -89,6 +90,7 @@
 
 mod backend_id;
 mod config;
+mod connect;
 mod dial;
 mod driver;
 mod inner;
@@ -107,6 +109,7 @@ use tokio::time::{Instant, timeout};
 
 use self::backend_id::BackendId;
 pub use self::config::PoolConfig;
+pub(crate) use self::connect::{ConnectRequest, PooledTunnel};
 use self::inner::Inner;
 pub use self::lease::{Lease, LeaseError};
 pub use self::source::Source;
@@ -114,7 +117,9 @@ pub use self::source::Source;
 pub use self::state::fuzz;
 use self::state::{Key, Purpose};
 use crate::config::Config;
-use crate::error::{Error, ErrorKind, Layer, Result, Side};
+#[cfg(doc)]
+use crate::error::ErrorKind;
+use crate::error::Result;
 use crate::io::Dial;
 use crate::metadata::Metadata;
 use crate::path::Path;
@@ -186,23 +191,14 @@ impl Pool {
     /// [`ErrorKind::Timeout`] after the [checkout timeout](PoolConfig::with_checkout_timeout), when all connections are full
     /// and no further one is allowed.
     pub async fn checkout(&self, source: &Source, path: &Path) -> Result<Lease> {
-        let key = Key { source: source.shared.id, path: path.clone() };
-        let pool = Arc::downgrade(&self.0);
-        let deadline = Instant::now() + self.0.settings.checkout_timeout;
-        Inner::checkout(&pool, &source.shared, key, Purpose::Tunnel, deadline).await
+        self.checkout_by(source, path, Instant::now() + self.0.settings.checkout_timeout).await
     }
 
-    /// Why waiting for a tunnel along `path` took too long: the first hop without a connection has stalled, else the far end
-    /// has.
-    pub(crate) fn timed_out(&self, source: &Source, path: &Path) -> Error {
-        self.0.stalled(source.shared.id, path).unwrap_or_else(|| {
-            let doing = "waiting for the answer to a CONNECT";
-            let error = Error::new(ErrorKind::Timeout, Layer::Connect, Side::Remote, doing).with_hop(path.depth() - 1);
-            match path.tunnelled().last() {
-                None => error.with_peer(path.first().address),
-                Some(hop) => error.with_peer(&hop.authority),
-            }
-        })
+    async fn checkout_by(&self, source: &Source, path: &Path, deadline: Instant) -> Result<Lease> {
+        let key = Key { source: source.shared.id, path: path.clone() };
+        let pool = Arc::downgrade(&self.0);
+        let deadline = deadline.min(Instant::now() + self.0.settings.checkout_timeout);
+        Inner::checkout(&pool, &source.shared, key, Purpose::Tunnel, deadline).await
     }
 
     /// Counts what there is. Looks at every connection.

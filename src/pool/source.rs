@@ -45,11 +45,15 @@ impl Source {
 
     /// The identity, as in the certificate shown last. `None` while there has not been one.
     pub fn identity(&self) -> Option<SpiffeId> {
-        self.shared.shown().as_ref().map(|shown| shown.certificate().identity().clone())
+        self.shared.identity()
     }
 }
 
 impl SourceShared {
+    pub(super) fn identity(&self) -> Option<SpiffeId> {
+        self.shown().as_ref().map(|shown| shown.certificate().identity().clone())
+    }
+
     /// Whether the connections so far are to take no more tunnels: their certificate has been renewed, or has expired.
     pub(super) fn has_rotated(&self, now: SystemTime) -> bool {
         let current = self.tls.shown();

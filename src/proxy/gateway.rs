@@ -1,7 +1,7 @@
 //! Between networks: a tunnel for a service goes on to one of its pods.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,17 +12,20 @@ use super::tcp::TcpDialer;
 use super::token::{KnownBackends, Tokens};
 use super::unreachable::unreachable;
 use crate::authority::Authority;
-use crate::balance::health::{Attempt, HealthKey, OutlierConfig, Outliers};
+use crate::balance::health::{HealthKey, OutlierConfig};
 use crate::balance::{Balance, LeastRequests};
 use crate::connector::MeshWatch;
 use crate::drain::Watch;
-use crate::error::Result;
-use crate::io::{Dial, Stream, dial};
+use crate::error::{Error, ErrorKind, Layer, Result, Side};
+use crate::io::{Dial, DialRequest, Stream, dial};
 use crate::mesh::{Network, Workload};
 use crate::metadata::Metadata;
+use crate::observe::{self, AttemptFailed, ConnectFailed, Connected, Event, Picked, RequestId, TunnelId, notify};
 use crate::refusal::Refusal;
+use crate::retry::{Endpoints, Failure, Request, RetryAt, RetryPolicy, Served, Unserved};
 use crate::route::{self, Backend, Choice};
 use crate::server::{ConnectionServer, Incoming};
+use crate::target::DialTarget;
 
 /// An east-west gateway: accepts tunnels that name a global service of its network, picks one of the service's pods, and
 /// passes the bytes on to the pod's HBONE port.
@@ -50,8 +53,7 @@ struct Inner {
     mesh: MeshWatch,
     network: Network,
     dialer: Arc<dyn Dial>,
-    balance: Arc<dyn Balance>,
-    outliers: Arc<Mutex<Outliers<HealthKey>>>,
+    pods: Endpoints,
     tokens: Tokens,
     attempts: usize,
     attempt_timeout: Duration,
@@ -61,13 +63,13 @@ impl Gateway {
     /// A gateway of `network`, on the connections of `server`.
     pub fn new(server: ConnectionServer, mesh: MeshWatch, network: Network) -> Self {
         let outliers = OutlierConfig::new().with_max_ejection_percent(100);
+        let pods = Endpoints::new(Arc::new(LeastRequests::new()), outliers, server.observer().cloned());
         Self(Arc::new(Inner {
             server,
             mesh,
             network,
             dialer: Arc::new(TcpDialer::new()),
-            balance: Arc::new(LeastRequests::new()),
-            outliers: Arc::new(Mutex::new(Outliers::new(outliers))),
+            pods,
             tokens: Tokens::new(),
             attempts: 3,
             attempt_timeout: Duration::from_secs(2),
@@ -83,7 +85,8 @@ impl Gateway {
     /// How a pod is picked. Default: [`LeastRequests`], which is the one to use here: tunnels through a gateway are the shared
     /// connections of whole workloads, few and long, and it picks pods with fewer of them.
     pub fn with_balance(mut self, balance: Arc<dyn Balance>) -> Self {
-        Arc::make_mut(&mut self.0).balance = balance;
+        let inner = Arc::make_mut(&mut self.0);
+        inner.pods = inner.pods.clone().with_balance(balance);
         self
     }
 
@@ -91,7 +94,8 @@ impl Gateway {
     /// ejection percentage of 100, since a pod that can't be dialed takes no load, in use or not. What has been learned so
     /// far is forgotten; clones made before keep theirs.
     pub fn with_outliers(mut self, config: OutlierConfig) -> Self {
-        Arc::make_mut(&mut self.0).outliers = Arc::new(Mutex::new(Outliers::new(config)));
+        let inner = Arc::make_mut(&mut self.0);
+        inner.pods = inner.pods.clone().with_outliers(config);
         self
     }
 
@@ -146,10 +150,10 @@ impl Inner {
     async fn tunnel(&self, mut incoming: Incoming) {
         let (peer, target) = (incoming.peer_identity().cloned(), incoming.authority().clone());
         let peer = peer.as_ref().map(tracing::field::display);
-        let known = self.tokens.known(incoming.metadata());
+        let (incoming_id, known) = (incoming.id(), self.tokens.known(incoming.metadata()));
         let reached = tokio::select! {
             // Boxed, so that its memory is free again while bytes flow, or don't.
-            reached = Box::pin(self.reach(&target, &known)) => reached,
+            reached = Box::pin(self.reach(incoming_id, &target, &known)) => reached,
             () = incoming.cancelled() => {
                 tracing::debug!(peer, %target, "canceled by the client");
                 return;
@@ -180,50 +184,116 @@ impl Inner {
     }
 
     /// Connects to a pod, and to another one where that fails. Cancel safe: a dial that is cut short counts for nothing.
-    async fn reach(&self, target: &Authority, known: &KnownBackends<'_>) -> Result<(ResetOnDrop, Backend), Refusal> {
-        let deadline = Instant::now() + self.server.config().connect_timeout;
-        let mut tried = Vec::new();
-        loop {
-            let (backend, attempt) = self.choose(target, known, &tried)?;
-            let is_last = backend.others == 0 || tried.len() + 1 >= self.attempts;
-            let dial_timeout = self.server.config().dial_timeout;
-            let time = if is_last { dial_timeout } else { dial_timeout.min(self.attempt_timeout) };
-            let time = time.min(deadline.saturating_duration_since(Instant::now()));
-            let dialed = dial(&*self.dialer, backend.address, time).await;
-            let now = Instant::now();
-            let error = match dialed {
-                Ok(pod) => {
-                    self.outliers().success(attempt, now);
-                    return Ok((ResetOnDrop::new(pod), backend));
-                }
-                Err(error) => error,
-            };
-            tracing::info!(%target, pod = %backend.workload.name, %error, "pod not reached");
-            tried.push(attempt.key().clone());
-            self.outliers().failure(attempt, now);
-            if is_last || now >= deadline {
-                return Err(unreachable(&error, "pod"));
+    async fn reach(
+        &self,
+        incoming: TunnelId,
+        target: &Authority,
+        known: &KnownBackends<'_>,
+    ) -> Result<(ResetOnDrop, Backend), Refusal> {
+        let began = Instant::now();
+        let request = PodRequest { gateway: self, id: RequestId::random(), incoming, target, known };
+        let timeout = self.server.config().connect_timeout;
+        let policy = RetryPolicy { attempts: self.attempts, timeout, attempt_timeout: self.attempt_timeout };
+        let observed = request.observed();
+        match self.pods.serve(&request, &policy).await {
+            Ok(Served { endpoint, output, attempts }) => {
+                let elapsed = began.elapsed();
+                notify(self.server.observer(), || {
+                    Event::Connected(Connected { request: observed, tunnel: None, attempts, elapsed })
+                });
+                Ok((output, endpoint))
+            }
+            Err(Unserved { error: Unreached { refusal, error }, attempts }) => {
+                let elapsed = began.elapsed();
+                notify(self.server.observer(), || {
+                    Event::ConnectFailed(ConnectFailed { request: observed, error: &error, attempts, elapsed })
+                });
+                Err(refusal)
+            }
+        }
+    }
+}
+
+/// A tunnel that is to lead on to a pod.
+struct PodRequest<'a> {
+    gateway: &'a Inner,
+    id: RequestId,
+    incoming: TunnelId,
+    target: &'a Authority,
+    known: &'a KnownBackends<'a>,
+}
+
+/// Why there is no pod: for the client, and for this side.
+struct Unreached {
+    refusal: Refusal,
+    error: Error,
+}
+
+impl PodRequest<'_> {
+    fn observed(&self) -> observe::Request<'_> {
+        observe::Request { id: self.id, incoming: Some(self.incoming), source: None, from: None, target: self.target }
+    }
+}
+
+impl Request for PodRequest<'_> {
+    type Endpoint = Backend;
+    type Output = ResetOnDrop;
+    type Error = Unreached;
+
+    fn choose(&self, choice: &Choice<'_>) -> Result<Backend, Unreached> {
+        let mesh = self.gateway.mesh.borrow().clone();
+        let known = |pod: &Workload| self.known.contains(pod);
+        let choice = choice.with_passed_over(&known);
+        route::gateway(&mesh, &self.gateway.network, self.target, &choice).map_err(|refusal| {
+            let kind = ErrorKind::Refused(refusal.clone());
+            Unreached { refusal, error: Error::new(kind, Layer::Route, Side::Local, "choosing a pod") }
+        })
+    }
+
+    fn health_keys(&self, backend: &Backend) -> Vec<HealthKey> {
+        vec![backend.health_key()]
+    }
+
+    fn has_others(&self, backend: &Backend) -> bool {
+        backend.others > 0
+    }
+
+    async fn attempt(&self, backend: &Backend, until: Instant) -> Result<ResetOnDrop, Failure<Unreached>> {
+        let time = until.saturating_duration_since(Instant::now()).min(self.gateway.server.config().dial_timeout);
+        let address = DialTarget::from(backend.address);
+        match dial(&*self.gateway.dialer, &DialRequest::new(&address), time).await {
+            Ok(pod) => Ok(ResetOnDrop::new(pod)),
+            Err(error) => {
+                tracing::info!(target = %self.target, pod = %backend.workload.name, %error, "pod not reached");
+                Err(Failure {
+                    blamed: Some(backend.health_key()),
+                    error: Unreached { refusal: unreachable(&error, "pod"), error },
+                    is_repeated: false,
+                    retry: RetryAt::Others,
+                })
             }
         }
     }
 
-    fn choose(
-        &self,
-        target: &Authority,
-        known: &KnownBackends<'_>,
-        tried: &[HealthKey],
-    ) -> Result<(Backend, Attempt<HealthKey>), Refusal> {
-        let (mesh, now) = (self.mesh.borrow().clone(), Instant::now());
-        let known = |pod: &Workload| known.contains(pod);
-        // Locked until the attempt has begun, so that two tunnels never compete for a probe.
-        let mut outliers = self.outliers();
-        let choice = Choice::new(&*self.balance).with_health(&outliers, now).with_tried(tried);
-        let backend = route::gateway(&mesh, &self.network, target, &choice.with_passed_over(&known))?;
-        let attempt = outliers.begin(backend.health_key(), now);
-        Ok((backend, attempt))
+    fn on_picked(&self, backend: &Backend, attempt: usize) {
+        notify(self.gateway.server.observer(), || {
+            Event::Picked(Picked {
+                request: self.observed(),
+                attempt,
+                service: None,
+                endpoint: &backend.workload,
+                gateway: None,
+                path: None,
+                others: backend.others,
+            })
+        });
     }
 
-    fn outliers(&self) -> MutexGuard<'_, Outliers<HealthKey>> {
-        self.outliers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn on_failed(&self, attempt: usize, failure: &Failure<Unreached>, is_retried: bool, elapsed: Duration) {
+        let (error, blamed) = (&failure.error.error, failure.blamed.as_ref());
+        notify(self.gateway.server.observer(), || {
+            let request = self.observed();
+            Event::AttemptFailed(AttemptFailed { request, attempt, error, blamed, is_retried, elapsed })
+        });
     }
 }

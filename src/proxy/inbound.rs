@@ -14,7 +14,7 @@ use crate::authority::Authority;
 use crate::connector::MeshWatch;
 use crate::drain::Watch;
 use crate::error::Result;
-use crate::io::{Dial, Stream, dial};
+use crate::io::{Dial, DialRequest, Stream, dial};
 use crate::mesh::{BaggageCache, Workload};
 use crate::metadata::Metadata;
 use crate::observe::{ConnectFailed, Connected, Event, Request, RequestId, notify};
@@ -22,6 +22,7 @@ use crate::policy::{ConnectionInfo, authorize};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::route;
 use crate::server::{ConnectionServer, Incoming};
+use crate::target::DialTarget;
 use crate::tunnel::TunnelStream;
 
 /// Serves one workload: accepts tunnels to it, checks them against its policies, and connects them to its application.
@@ -115,8 +116,10 @@ impl Inner {
             }
         };
         let (asked, began) = (request(&incoming, &target), Instant::now());
+        let address = DialTarget::from(destination);
+        let dial_request = DialRequest::new(&address).with_source(peer.as_ref());
         let dialed = tokio::select! {
-            dialed = dial(&*self.dialer, destination, self.server.config().dial_timeout) => dialed,
+            dialed = dial(&*self.dialer, &dial_request, self.server.config().dial_timeout) => dialed,
             () = incoming.cancelled() => {
                 tracing::debug!(%tunnel, peer = shown, %target, "canceled by the client");
                 return None;

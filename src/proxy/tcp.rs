@@ -1,6 +1,5 @@
 //! TCP for the roles: dialling, listening, and whom a captured connection was meant for.
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -9,16 +8,18 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::workers::Placement;
 use super::{WorkerSet, ports};
+use crate::authority::HostPort;
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
-use crate::io::{Accept, Accepted, BoxStream, Dial, Stream};
+use crate::io::{Accept, Accepted, BoxStream, Dial, DialFuture, DialRequest, Stream};
 use crate::server::{self, Accepting};
+use crate::target::DialTarget;
 
 /// As ztunnel: a peer that vanished is noticed even where nothing is sent. Its interval stays that of the system, 75 s.
 const KEEPALIVE: Duration = Duration::from_secs(180);
@@ -56,7 +57,12 @@ impl TcpDialer {
         self
     }
 
-    async fn connect(&self, address: SocketAddr) -> io::Result<BoxStream> {
+    /// Connects to an address.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system; `PermissionDenied` or `Unsupported` for a mark that can't be set.
+    pub async fn connect(&self, address: SocketAddr) -> io::Result<BoxStream> {
         Ok(Box::new(ports::connect(address, || self.socket(address)).await?))
     }
 
@@ -69,6 +75,18 @@ impl TcpDialer {
         }
         tune(&SockRef::from(&socket))?;
         Ok(socket)
+    }
+
+    /// Connects to the first address of a name that answers, in the resolver's order.
+    async fn connect_by_name(&self, name: &HostPort) -> io::Result<BoxStream> {
+        let mut failed = None;
+        for address in lookup_host((name.host(), name.port())).await? {
+            match self.connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failed = Some(io::Error::new(error.kind(), format!("{address}: {error}"))),
+            }
+        }
+        Err(failed.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no addresses")))
     }
 }
 
@@ -111,8 +129,19 @@ impl Stream for TcpStream {
 impl Stream for tokio::net::UnixStream {}
 
 impl Dial for TcpDialer {
-    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>> {
-        Box::pin(self.connect(address))
+    fn dial<'a>(&'a self, request: &'a DialRequest<'a>) -> DialFuture<'a> {
+        Box::pin(async move {
+            match request.target {
+                DialTarget::Socket(address) => self.connect(*address).await,
+                DialTarget::Name(name) => self.connect_by_name(name).await,
+                #[cfg(unix)]
+                DialTarget::Unix(path) => Ok(Box::new(tokio::net::UnixStream::connect(path).await?) as BoxStream),
+                #[cfg(not(unix))]
+                DialTarget::Unix(_) => {
+                    Err(io::Error::new(io::ErrorKind::Unsupported, "no Unix sockets on this system"))
+                }
+            }
+        })
     }
 }
 
@@ -456,7 +485,7 @@ mod tests {
 
         async fn dialled() -> (BoxStream, TcpStream) {
             let listener = small().listen(1).unwrap();
-            let near = TcpDialer::new().dial(listener.local_addr().unwrap()).await.unwrap();
+            let near = TcpDialer::new().connect(listener.local_addr().unwrap()).await.unwrap();
             (near, listener.accept().await.unwrap().0)
         }
 

@@ -19,7 +19,7 @@ use super::{Gateway, Inbound, Outbound, socks5, tcp};
 use crate::authority::Authority;
 use crate::balance::{Balance, Candidate, InFlight, Pick};
 use crate::config::Config;
-use crate::connector::{Connector, ConnectorConfig, MeshWatch};
+use crate::connector::{Connector, MeshWatch};
 use crate::drain;
 use crate::identity::{SpiffeId, TrustDomains};
 use crate::mesh::{Network as MeshNetwork, Snapshot};
@@ -87,9 +87,9 @@ impl World {
         let (at_client, at_gateway) = (Counting::default(), Counting::default());
         let dialer = || Arc::new(network.clone());
         let pool = Pool::new(dialer(), config.clone(), PoolConfig::new());
-        let (client, balance) = (credentials("default", "client"), Arc::new(at_client.clone()));
-        let (east, settings) = (mesh("mesh-east.yaml"), ConnectorConfig::new());
-        let connector = Connector::new(east, "default", "client", &pool, client, balance, settings).unwrap();
+        let builder = Connector::builder(mesh("mesh-east.yaml"), "default", "client");
+        let builder = builder.with_balance(Arc::new(at_client.clone()));
+        let connector = builder.build(&pool, credentials("default", "client")).unwrap();
         let outbound = Outbound::new(connector);
         let server = |namespace, account| {
             let acceptor = Acceptor::new(credentials(namespace, account), trusted.clone(), config.clone());

@@ -220,11 +220,12 @@ impl Query<'_> {
     ) -> Result<Route, Error> {
         let authority = Authority::name(service.hostname(), port)
             .map_err(|e| self.no_route(format_args!("service {service} has no valid hostname: {e}")))?;
-        let outer = DirectHop { address: gateway.address, accept: gateway.accept, reuse: Reuse::Shared };
+        let outer = DirectHop { address: gateway.address.into(), accept: gateway.accept, reuse: Reuse::Shared };
         let inner = TunnelledHop {
             authority: authority.clone(),
             accept: service.subject_alt_names.clone(),
             reuse: Reuse::Spread(capacity),
+            metadata: None,
         };
         Ok(Route {
             path: Path::direct(outer).then(inner),
@@ -256,7 +257,7 @@ fn near(
     accept: AcceptedIdentities,
     service: Option<Arc<Service>>,
 ) -> Route {
-    let hop = DirectHop { address: hbone_address(ip), accept, reuse: Reuse::Shared };
+    let hop = DirectHop { address: hbone_address(ip).into(), accept, reuse: Reuse::Shared };
     Route {
         path: Path::direct(hop),
         authority: SocketAddr::new(ip, port).into(),

@@ -6,17 +6,17 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::http2::{Builder, Server};
 use super::incoming::Incoming;
-use super::registry::{Connections, HandshakeCount, PeerCertificates, Stage};
+use super::registry::{Connections, PeerCertificates, Stage};
 use crate::config::Config;
-use crate::conn::Description;
+use crate::conn::{ConnectionOpening, Description};
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{BoxStream, ReadAhead, Stream};
-use crate::observe::{ConnectionFailed, ConnectionOpened, ConnectionRole, Event, Handshake, Observer, notify};
+use crate::observe::{ConnectionRole, Observer};
 use crate::tls::{Acceptor, TlsStream};
 
 /// Serves connections: all that is the same for those of one server, and the registry of those that are live. Cheap to clone;
@@ -163,7 +163,7 @@ impl ConnectionServer {
     ///
     /// `None` when the peer ends before its first byte, as health checks of a port do: nobody to serve, and no event.
     async fn open(&self, stream: BoxStream, address: Option<SocketAddr>) -> Result<Option<(Http2, PeerCertificates)>> {
-        let count = self.connections.begin_handshake();
+        let _count = self.connections.begin_handshake();
         let mut stream = ReadAhead::new(stream);
         let first = timeout(self.config.tls_timeout, stream.begins()).await;
         if first == Ok(false) {
@@ -171,7 +171,7 @@ impl ConnectionServer {
         }
         let mut about = Description::new(ConnectionRole::Server);
         (about.address, about.observer) = (address, self.observer.clone());
-        let mut opening = Opening::begin(about, count);
+        let mut opening = ConnectionOpening::begin(about);
         let result = match first {
             Ok(_) => self.handshake(stream, &mut opening).await,
             Err(_) => Err(Error::new(ErrorKind::Timeout, Layer::Tls, Side::Remote, "handshake")),
@@ -187,7 +187,7 @@ impl ConnectionServer {
     async fn handshake(
         &self,
         stream: ReadAhead<BoxStream>,
-        opening: &mut Opening,
+        opening: &mut ConnectionOpening,
     ) -> Result<(Http2, PeerCertificates)> {
         let stream = self.acceptor.accept(stream).await?;
         opening.tls_done(&stream);
@@ -200,49 +200,3 @@ impl ConnectionServer {
 }
 
 type Http2 = Server<TlsStream<ReadAhead<BoxStream>>>;
-
-/// A connection that is not up yet, for the observer.
-struct Opening {
-    about: Description,
-    since: Instant,
-    handshake: Handshake,
-    is_over: bool,
-    _count: HandshakeCount,
-}
-
-impl Opening {
-    fn begin(about: Description, count: HandshakeCount) -> Self {
-        notify(about.observer.as_ref(), || Event::ConnectionOpening(about.connection()));
-        Self { about, since: Instant::now(), handshake: Handshake::default(), is_over: false, _count: count }
-    }
-
-    fn tls_done<IO>(&mut self, stream: &TlsStream<IO>) {
-        self.about.peer_identity = Some(stream.peer_identity().clone());
-        self.about.local_identity = stream.local_certificate().map(|own| own.identity().clone());
-        self.handshake.tls = Some(self.since.elapsed());
-    }
-
-    fn end(&mut self, error: Option<&Error>) {
-        self.is_over = true;
-        let elapsed = self.since.elapsed();
-        if error.is_none() {
-            self.handshake.http2 = Some(elapsed.saturating_sub(self.handshake.tls.unwrap_or_default()));
-        }
-        let (connection, handshake) = (self.about.connection(), self.handshake);
-        notify(self.about.observer.as_ref(), || match error {
-            None => Event::ConnectionOpened(ConnectionOpened { connection, handshake }),
-            error => Event::ConnectionFailed(ConnectionFailed { connection, error, handshake, elapsed }),
-        });
-    }
-}
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        if !self.is_over {
-            let (connection, handshake, elapsed) = (self.about.connection(), self.handshake, self.since.elapsed());
-            notify(self.about.observer.as_ref(), || {
-                Event::ConnectionFailed(ConnectionFailed { connection, error: None, handshake, elapsed })
-            });
-        }
-    }
-}

@@ -12,20 +12,18 @@
 //! A 200 promises that the far side is there, so a tunnel is handed out as [`Incoming`], before its answer:
 //!
 //! ```
-//! use hbone::io::{Accept, BytesAdapter, Dial, relay};
+//! use hbone::io::{Accept, BytesAdapter, Dial, DialRequest, relay};
 //! use hbone::metadata::Metadata;
 //! use hbone::server::{ConnectionServer, Listener};
-//! use hbone::{Authority, Refusal, RefusalReason, drain};
+//! use hbone::{DialTarget, Refusal, RefusalReason, drain};
 //!
-//! /// Leads tunnels to addresses, until the drain has ended.
+//! /// Leads tunnels to where they ask for, until the drain has ended.
 //! async fn serve(accept: impl Accept, server: ConnectionServer, dialer: impl Dial + Clone + 'static, drain: drain::Watch) {
 //!     let lead = move |incoming: hbone::server::Incoming| {
 //!         let dialer = dialer.clone();
 //!         async move {
-//!             let Authority::Ip(address) = *incoming.authority() else {
-//!                 return incoming.reject(&Refusal::new(RefusalReason::DestinationNotFound));
-//!             };
-//!             let Ok(stream) = dialer.dial(address).await else {
+//!             let target = DialTarget::from(incoming.authority().clone());
+//!             let Ok(stream) = dialer.dial(&DialRequest::new(&target)).await else {
 //!                 return incoming.reject(&Refusal::new(RefusalReason::ConnectionRefused));
 //!             };
 //!             if let Ok(mut tunnel) = incoming.accept(&Metadata::default()) {

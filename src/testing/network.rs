@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
@@ -55,8 +54,9 @@ impl Network {
 }
 
 impl crate::io::Dial for Network {
-    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<crate::io::BoxStream>> + Send + '_>> {
-        let connected = self.connect(address).map(|stream| Box::new(stream) as crate::io::BoxStream);
+    fn dial<'a>(&'a self, request: &'a crate::io::DialRequest<'a>) -> crate::io::DialFuture<'a> {
+        let connected = request.socket_addr().and_then(|address| self.connect(address));
+        let connected = connected.map(|stream| Box::new(stream) as crate::io::BoxStream);
         Box::pin(std::future::ready(connected))
     }
 }

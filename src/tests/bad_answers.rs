@@ -13,7 +13,7 @@ use crate::client::{self, Client};
 use crate::error::{Error, ErrorKind};
 use crate::identity::AcceptedIdentities;
 use crate::metadata::Metadata;
-use crate::path::{Reuse, TunnelledHop};
+use crate::path::TunnelledHop;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::testing::Ca;
 use crate::{Config, nested};
@@ -302,7 +302,7 @@ async fn fail(failure: Failure) -> Error {
             let (near, far) = Carrier::Pipe.pair().await;
             tokio::spawn(serve_leniently(world.clone(), far));
             let client = world.dial(near, 1).await;
-            let hop = TunnelledHop { authority: authority(), accept: other, reuse: Reuse::Shared };
+            let hop = TunnelledHop::new(authority(), other);
             nested::extend(&client, &hop, &world.connector, &Metadata::default()).await.unwrap_err()
         }
         Failure::NoTls => {

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::client::{self, Client};
 use crate::identity::{AcceptedIdentities, SpiffeId, TrustDomains};
 use crate::metadata::Metadata;
-use crate::path::{Reuse, TunnelledHop};
+use crate::path::TunnelledHop;
 use crate::server::{self, Incoming, Server};
 use crate::testing::Ca;
 use crate::tls::{Acceptor, Connector};
@@ -127,7 +127,7 @@ impl World {
     }
 
     pub(super) fn hop(&self) -> TunnelledHop {
-        TunnelledHop { authority: authority(), accept: server_id().into(), reuse: Reuse::Shared }
+        TunnelledHop::new(authority(), server_id().into())
     }
 
     pub(super) async fn dial(&self, io: BoxIo, depth: usize) -> Client {

@@ -280,7 +280,7 @@ async fn the_gateway_refuses_what_its_cluster_does_not_share(#[case] target: &st
 }
 
 fn direct(to: &str, identity: crate::SpiffeId) -> Path {
-    Path::direct(DirectHop { address: address(to), accept: identity.into(), reuse: Reuse::Never })
+    Path::direct(DirectHop { address: address(to).into(), accept: identity.into(), reuse: Reuse::Never })
 }
 
 #[rstest]
@@ -528,8 +528,7 @@ async fn a_pod_may_be_reached_through_any_number_of_hops_by_hand() {
     let outer = tls.connect(outer, &path.first().accept).await.unwrap();
     let (outer, driver) = client::handshake(outer).await.unwrap();
     tokio::spawn(driver);
-    let hop =
-        crate::TunnelledHop { authority: FAR.parse().unwrap(), accept: server_id().into(), reuse: Reuse::Spread(1) };
+    let hop = crate::TunnelledHop::new(FAR.parse().unwrap(), server_id().into()).with_reuse(Reuse::Spread(1));
     let (inner, driver) = nested::extend(&outer, &hop, &tls, &none).await.unwrap();
     tokio::spawn(driver);
     // Several tunnels in one inner connection: the gateway sees one.

@@ -14,8 +14,7 @@ use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
-use hbone::balance::LeastRequests;
-use hbone::connector::{Connector, ConnectorConfig};
+use hbone::connector::Connector;
 use hbone::drain::{self, Drain};
 use hbone::mesh::Snapshot;
 use hbone::pool::{Pool, PoolConfig};
@@ -67,8 +66,7 @@ fn mesh() -> (Listener<NetworkListener>, Connector) {
     let listener = Listener::new(network.listen("10.0.0.2:15008".parse().unwrap()), server);
     let (_, mesh) = tokio::sync::watch::channel(Snapshot::parse("mesh", MESH).unwrap());
     let pool = Pool::new(Arc::new(network), config, PoolConfig::new());
-    let (own, balance) = (Arc::new(ca.issue(&id("web"))), Arc::new(LeastRequests::new()));
-    (listener, Connector::new(mesh, "shop", "web", &pool, own, balance, ConnectorConfig::new()).unwrap())
+    (listener, Connector::builder(mesh, "shop", "web").build(&pool, Arc::new(ca.issue(&id("web")))).unwrap())
 }
 
 /// Says how the peer is called.

@@ -42,6 +42,11 @@ impl OutlierConfig {
         self
     }
 
+    /// What [`with_consecutive_failures`](Self::with_consecutive_failures) says.
+    pub fn consecutive_failures(&self) -> u32 {
+        self.consecutive_failures
+    }
+
     /// How long the first ejection lasts; the `n`th in a row lasts `n` times as long. Default 30 s, at least 1 ms. Raising it
     /// leaves a recovered endpoint idle for longer; lowering it probes a broken one more often.
     pub fn with_base_ejection_time(mut self, time: Duration) -> Self {
@@ -49,10 +54,20 @@ impl OutlierConfig {
         self
     }
 
+    /// What [`with_base_ejection_time`](Self::with_base_ejection_time) says.
+    pub fn base_ejection_time(&self) -> Duration {
+        self.base_ejection_time
+    }
+
     /// What no ejection lasts longer than. Default 300 s; at least the base ejection time, which counts when it is longer.
     pub fn with_max_ejection_time(mut self, time: Duration) -> Self {
         self.max_ejection_time = time;
         self
+    }
+
+    /// What [`with_max_ejection_time`](Self::with_max_ejection_time) says.
+    pub fn max_ejection_time(&self) -> Duration {
+        self.max_ejection_time
     }
 
     /// How many of the endpoints to choose from may be left out, in percent, rounded down, but always one. Default 10; more
@@ -65,12 +80,22 @@ impl OutlierConfig {
         self
     }
 
+    /// What [`with_max_ejection_percent`](Self::with_max_ejection_percent) says.
+    pub fn max_ejection_percent(&self) -> u32 {
+        self.max_ejection_percent
+    }
+
     /// After how long in service one ejection is no longer counted: an endpoint that was ejected `n` times in a row needs
     /// `n` of these to have the next ejection last for the base time again. Default 10 s. Raising it makes a relapse cost
     /// more. (Envoy also looks for what to eject at this interval; nothing here needs that.)
     pub fn with_interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
+    }
+
+    /// What [`with_interval`](Self::with_interval) says.
+    pub fn interval(&self) -> Duration {
+        self.interval
     }
 
     /// How long a probe keeps others out when it neither reports nor is dropped. Default 60 s: more than dialling, TLS,
@@ -81,12 +106,22 @@ impl OutlierConfig {
         self
     }
 
+    /// What [`with_probe_timeout`](Self::with_probe_timeout) says.
+    pub fn probe_timeout(&self) -> Duration {
+        self.probe_timeout
+    }
+
     /// After how long without any event an endpoint is forgotten: a streak of failures after the last of them, an ejection
     /// after it is over. Default 300 s. Nobody says that an endpoint is gone, so this bounds the memory. Raising it remembers
     /// rarely used endpoints for longer.
     pub fn with_retention(mut self, retention: Duration) -> Self {
         self.retention = retention;
         self
+    }
+
+    /// What [`with_retention`](Self::with_retention) says.
+    pub fn retention(&self) -> Duration {
+        self.retention
     }
 
     /// Which of several endpoints may be used, given since when each has been ejected: what

@@ -1,4 +1,4 @@
-//! One endpoint that failed of late.
+//! One endpoint that has failed recently.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -35,6 +35,15 @@ impl Entry {
 
     pub(super) fn changed(&self) -> Option<Instant> {
         self.changed
+    }
+
+    /// For how long it is ejected. `None` when it is not.
+    pub(super) fn ejection(&self) -> Option<Duration> {
+        if let State::Ejected { lasts } = self.state { Some(lasts) } else { None }
+    }
+
+    pub(super) fn is_in_service(&self) -> bool {
+        matches!(self.state, State::InService { .. })
     }
 
     pub(super) fn standing(&self, config: &OutlierConfig, now: Instant) -> Standing {

@@ -1,4 +1,4 @@
-//! Which endpoints to leave out because they failed of late: passive outlier detection, in Envoy's terms.
+//! Which endpoints to leave out because they have failed recently: passive outlier detection, in Envoy's terms.
 //!
 //! An endpoint that fails several times in a row is *ejected*: left out for a while, and for longer each time. When the time
 //! is over it is *half-open*: one attempt is let through as a *probe*, and its result decides for all. See Envoy's
@@ -7,7 +7,7 @@
 //!
 //! # What counts as a failure
 //!
-//! The caller says. It should be what speaks against the endpoint: a connection refused or timed out, a failed TLS handshake,
+//! The caller decides. It should be what speaks against the endpoint: a connection refused or timed out, a failed TLS handshake,
 //! a reset or GOAWAY before the 200, no answer, a 5xx answer. It should not be what speaks against the client or its request:
 //! 400 and 401, a certificate of the client's own that the endpoint does not accept, a caller that went away. Such an attempt
 //! is neither a success nor a failure: drop it.
@@ -47,6 +47,7 @@ mod tests;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -217,25 +218,41 @@ impl<K: Clone + Eq + Hash> Outliers<K> {
     /// That holds for every attempt that began after the ejection, probe or not: where ejected endpoints are used, to go on
     /// leaving out those that work would put all load on the few that were probed first. An attempt that began before says
     /// nothing new and counts for nothing.
-    pub fn success(&mut self, attempt: Attempt<K>, now: Instant) {
+    ///
+    /// Returns whether this has put an ejected endpoint back into service.
+    pub fn success(&mut self, attempt: Attempt<K>, now: Instant) -> bool {
         let now = self.advance(now);
         let Attempt { key, began, .. } = attempt;
-        self.update(key, now, |config, entry| entry.map(|entry| entry.succeeded(config, began, now)));
+        let mut readmitted = false;
+        self.update(key, now, |config, entry| {
+            let was_out = entry.as_ref().is_some_and(|entry| !entry.is_in_service());
+            let entry = entry.map(|entry| entry.succeeded(config, began, now));
+            readmitted = was_out && entry.as_ref().is_some_and(Entry::is_in_service);
+            entry
+        });
+        readmitted
     }
 
     /// The attempt failed. In service, the [last of several](OutlierConfig::with_consecutive_failures) in a row ejects the
     /// endpoint; a probe ejects it again, for the base time × the number of ejections, up to the maximum. Other attempts at an
     /// ejected endpoint, and those that began before the last ejection or before it ended, count for nothing.
-    pub fn failure(&mut self, attempt: Attempt<K>, now: Instant) {
+    ///
+    /// Returns for how long this has ejected the endpoint, if it has.
+    pub fn failure(&mut self, attempt: Attempt<K>, now: Instant) -> Option<Duration> {
         let now = self.advance(now);
         if self.config.consecutive_failures == 0 {
-            return;
+            return None;
         }
         let Attempt { key, began, probe, .. } = attempt;
+        let mut ejected = None;
         self.update(key, now, |config, entry| {
             let entry = entry.unwrap_or_else(|| Entry::new(now));
-            Some(entry.failed(config, began, probe.as_ref(), now))
+            let was_ejected = entry.ejection().is_some();
+            let entry = entry.failed(config, began, probe.as_ref(), now);
+            ejected = entry.ejection().filter(|_| !was_ejected);
+            Some(entry)
         });
+        ejected
     }
 
     /// Forgets at once what the mesh does not have any more.

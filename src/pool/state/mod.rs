@@ -19,6 +19,7 @@ use self::timers::{Timer, Timers};
 use super::BackendId;
 use crate::error::{Error, ErrorKind, Layer, Side};
 use crate::io::Load;
+use crate::observe::Limit;
 use crate::path::{Path, Reuse};
 
 #[cfg(any(fuzzing, test))]
@@ -300,6 +301,17 @@ impl<H: Handle, W> State<H, W> {
     /// Whether a connection is being opened.
     pub(super) fn is_dialing(&self, key: &Key) -> bool {
         self.by_key.get(key).and_then(|id| self.entries.get(id)).is_some_and(|entry| !entry.dials.is_empty())
+    }
+
+    /// Which limit keeps the callers of a key waiting, and its value. `None` where it is just a dial.
+    pub(super) fn limited(&self, key: &Key) -> Option<(Limit, usize)> {
+        let id = self.by_key.get(key)?;
+        if self.pending_dials.contains(id) {
+            return Some((Limit::Connections, self.limits.in_all));
+        }
+        let full = self.entries.get(id)?.conns.iter().filter(|conn| conn.is_usable());
+        let tunnels = full.filter_map(|conn| conn.handle.as_ref()).map(Handle::limit).max()?;
+        Some((Limit::Tunnels, tunnels))
     }
 
     pub(super) fn counts(&self) -> Counts {

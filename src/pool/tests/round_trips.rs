@@ -1,8 +1,5 @@
 //! How many round trips it takes until a tunnel is open, on a simulated path.
 
-use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::super::{Pool, PoolConfig, Source};
 use super::world::{Does, Peer, World, authority, connect, direct, echoes, finish, millis, through, trusted};
 use crate::conn::{Description, Frame, OpenTunnel, Shared};
-use crate::io::{BoxStream, Dial};
+use crate::io::{BoxStream, Dial, DialFuture, DialRequest};
 use crate::metadata::Metadata;
 use crate::observe::ConnectionRole;
 use crate::path::Reuse;
@@ -31,7 +28,7 @@ const ROUND_TRIP: Duration = millis(100);
 struct FarAway(mpsc::UnboundedSender<LinkEnd>);
 
 impl Dial for FarAway {
-    fn dial(&self, _: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>> {
+    fn dial<'a>(&'a self, _: &'a DialRequest<'a>) -> DialFuture<'a> {
         Box::pin(async {
             let (near, far) = Link::new(ROUND_TRIP).connection();
             sleep(ROUND_TRIP).await;
@@ -200,7 +197,6 @@ async fn a_peer_that_takes_no_early_data_is_found_out_once_and_remembered(#[case
 
 #[rstest]
 #[case::refused(Early::Answers(503), |kind: &ErrorKind| matches!(kind, ErrorKind::Refused(r) if r.status() == 503))]
-#[case::refused_unseen(Early::Resets(h2::Reason::REFUSED_STREAM), |kind: &ErrorKind| *kind == ErrorKind::Reset(7))]
 #[case::calm(Early::Resets(h2::Reason::ENHANCE_YOUR_CALM), |kind: &ErrorKind| *kind == ErrorKind::Reset(11))]
 #[case::connect_error(Early::Resets(h2::Reason::CONNECT_ERROR), |kind: &ErrorKind| *kind == ErrorKind::Reset(10))]
 #[tokio::test(start_paused = true)]
@@ -219,6 +215,22 @@ async fn what_has_nothing_to_do_with_early_data_is_returned_at_once(
     assert!(expected(error.kind()), "{error}");
     assert_eq!((error.layer(), error.hop()), (crate::Layer::Connect, Some(0)), "{error}");
     assert_eq!((asked.0.load(Ordering::SeqCst), asked.1.load(Ordering::SeqCst)), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_the_gateway_has_not_looked_at_is_sent_again_a_few_times() {
+    let world = World::new();
+    let pod = world.peer(Does::Echo(Box::default()));
+    let acceptor = Acceptor::new(world.credentials("server"), trusted(), world.config.clone());
+    let early = Early::Resets(h2::Reason::REFUSED_STREAM);
+    let strict = Strict { acceptor, pod, early, asked: Arc::default() };
+    let asked = strict.asked.clone();
+    let (pool, source, far) = far_away(&world);
+    serve(far, move |end| strict.clone().serve(end));
+    let error = connect(&pool, &source, &through(1, Reuse::Never)).await.unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::Reset(7), "{error}");
+    assert_eq!((error.layer(), error.hop()), (crate::Layer::Connect, Some(0)), "{error}");
+    assert_eq!((asked.0.load(Ordering::SeqCst), asked.1.load(Ordering::SeqCst)), (9, 9));
 }
 
 /// The gateway's own server: bytes before its answer wait for it, whatever the answer is.

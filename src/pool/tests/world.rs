@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::super::{Lease, Pool, PoolConfig, PoolStats, Source};
 use crate::identity::{AcceptedIdentities, SpiffeId, TrustDomains};
-use crate::io::{BoxStream, Dial};
+use crate::io::{BoxStream, Dial, DialFuture, DialRequest};
 use crate::metadata::{BackendToken, Metadata};
 use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 use crate::server::{self, Incoming};
@@ -50,7 +50,7 @@ pub(super) fn trusted() -> TrustDomains {
 
 /// A path to the peer at an address.
 pub(super) fn direct(n: u8, reuse: Reuse) -> Path {
-    Path::direct(DirectHop::new(address(n), AcceptedIdentities::from(id("server"))).with_reuse(reuse))
+    Path::direct(DirectHop::new(address(n).into(), AcceptedIdentities::from(id("server"))).with_reuse(reuse))
 }
 
 /// A path through the peer at an address.
@@ -152,11 +152,11 @@ impl Net {
 }
 
 impl Dial for Net {
-    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>> {
+    fn dial<'a>(&'a self, request: &'a DialRequest<'a>) -> DialFuture<'a> {
         let mut state = self.state.lock().unwrap();
         state.dials += 1;
         match state.manner {
-            Manner::Connects => self.network.dial(address),
+            Manner::Connects => self.network.dial(request),
             Manner::Swallows => Box::pin(std::future::pending()),
             Manner::Stalls => {
                 let (near, far) = tokio::io::duplex(64 << 10);

@@ -23,7 +23,7 @@ use super::super::harness::{server_id, trusted};
 use super::world::{FAR, World, address, gateway_id};
 use crate::balance::LeastRequests;
 use crate::connector::ConnectorConfig;
-use crate::io::{BoxStream, Dial, Stream};
+use crate::io::{BoxStream, Dial, DialFuture, DialRequest, Stream};
 use crate::mesh::Snapshot;
 use crate::metadata::Metadata;
 use crate::proxy::{Gateway, Inbound, Outbound};
@@ -119,7 +119,7 @@ fn start_pods(world: &World) -> Vec<Serving> {
 struct Application(&'static str);
 
 impl Dial for Application {
-    fn dial(&self, _address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>> {
+    fn dial<'a>(&'a self, _request: &'a DialRequest<'a>) -> DialFuture<'a> {
         let (near, mut far) = duplex(64);
         let name = self.0;
         tokio::spawn(async move {
@@ -144,7 +144,8 @@ struct Freezable {
 }
 
 impl Dial for Freezing {
-    fn dial(&self, to: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>> {
+    fn dial<'a>(&'a self, request: &'a DialRequest<'a>) -> DialFuture<'a> {
+        let to = request.socket_addr().unwrap();
         let stream = self.network.connect(to).map(|io| match to == address("10.1.0.0:15008") {
             true => Box::new(Freezable { io, frozen: self.frozen.clone() }) as BoxStream,
             false => Box::new(io),

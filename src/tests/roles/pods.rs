@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use super::{assert_refused, connect, connector, quiet};
 use crate::balance::LeastRequests;
 use crate::balance::health::OutlierConfig;
 use crate::client::{self, Client};
-use crate::io::{BoxStream, Dial};
+use crate::io::{BoxStream, Dial, DialFuture, DialRequest};
 use crate::mesh::Snapshot;
 use crate::metadata::{BackendToken, Metadata};
 use crate::{Config, Error, RefusalReason, Result, TunnelStream};
@@ -73,7 +72,8 @@ impl Pods {
 }
 
 impl Dial for Pods {
-    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>> {
+    fn dial<'a>(&'a self, request: &'a DialRequest<'a>) -> DialFuture<'a> {
+        let address = request.socket_addr().unwrap();
         let mut state = self.0.lock().unwrap();
         state.dialled.push(address);
         if state.stalling.contains(&address) {

@@ -16,7 +16,7 @@ use crate::balance::{Balance, WeightedRandom};
 use crate::connector::{Connector, ConnectorConfig};
 use crate::drain::{self, Drain, Watch};
 use crate::identity::SpiffeId;
-use crate::io::{BoxStream, Dial, Stream};
+use crate::io::{BoxStream, Dial, DialFuture, DialRequest, Stream};
 use crate::mesh::{Network, Snapshot};
 use crate::metadata::Metadata;
 use crate::pool::{Pool, PoolConfig};
@@ -138,8 +138,8 @@ impl World {
 
     pub(super) fn connector_with(&self, pool: &Pool, settings: ConnectorConfig) -> Connector {
         let mesh = self.east.mesh.subscribe();
-        let (credentials, balance) = (Arc::new(self.ca.issue(&client_id())), Arc::new(WeightedRandom::new()));
-        Connector::new(mesh, "default", "client", pool, credentials, balance, settings).unwrap()
+        let builder = Connector::builder(mesh, "default", "client").with_config(settings);
+        builder.build(pool, Arc::new(self.ca.issue(&client_id()))).unwrap()
     }
 
     /// The gateway of west, which the network of east reaches too.
@@ -278,7 +278,8 @@ impl Role {
 struct AppDialer(mpsc::UnboundedSender<AppDial>);
 
 impl Dial for AppDialer {
-    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>> {
+    fn dial<'a>(&'a self, request: &'a DialRequest<'a>) -> DialFuture<'a> {
+        let address = request.socket_addr().unwrap();
         let (answer, answered) = oneshot::channel();
         let _ = self.0.send(AppDial { address, answer });
         Box::pin(async move {

@@ -18,7 +18,7 @@ use super::script::{self, Action, Frame, Inside, Session, Side, Sight, Step};
 use super::unhex;
 use crate::client::{self, Client, Driver};
 use crate::metadata::Metadata;
-use crate::path::{Reuse, TunnelledHop};
+use crate::path::TunnelledHop;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::server::{self, Incoming};
 use crate::testing::Ca;
@@ -245,11 +245,8 @@ impl Player {
             }
             Action::Extend { authority, accept, fields } => {
                 let connector = Connector::new(Arc::new(self.ca.issue(&client_id())), Arc::default());
-                let hop = TunnelledHop {
-                    authority: authority.parse().unwrap(),
-                    accept: accept.iter().map(|id| id.parse().unwrap()).collect(),
-                    reuse: Reuse::Shared,
-                };
+                let accept = accept.iter().map(|id| id.parse().unwrap()).collect();
+                let hop = TunnelledHop::new(authority.parse().unwrap(), accept);
                 let (client, metadata) = (self.tested.as_client(), metadata(fields));
                 self.extending =
                     Some(tokio::spawn(async move { nested::extend(&client, &hop, &connector, &metadata).await }));

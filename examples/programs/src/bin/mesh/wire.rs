@@ -1,14 +1,13 @@
 //! The networks under the mesh: mesh addresses on loopback ports, and taps that record what passes.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use hbone::io::{BoxStream, Dial, Stream};
+use hbone::io::{BoxStream, Dial, DialFuture, DialRequest, Stream};
 use hbone::proxy::tcp::TcpDialer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -50,7 +49,7 @@ impl Fabric {
             let text = format!("cluster {} has no {address}", self.name);
             return Err(io::Error::new(io::ErrorKind::HostUnreachable, text));
         };
-        let io = TcpDialer::new().dial(place.loopback).await?;
+        let io = TcpDialer::new().connect(place.loopback).await?;
         Ok(match place.tap {
             Some(tap) => Box::new(Tapped { io, tap }),
             None => io,
@@ -59,8 +58,8 @@ impl Fabric {
 }
 
 impl Dial for Fabric {
-    fn dial(&self, address: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + '_>> {
-        Box::pin(self.connect(address))
+    fn dial<'a>(&'a self, request: &'a DialRequest<'a>) -> DialFuture<'a> {
+        Box::pin(async move { self.connect(request.socket_addr()?).await })
     }
 }
 

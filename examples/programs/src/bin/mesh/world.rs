@@ -4,8 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::balance::WeightedRandom;
-use hbone::connector::{Connector, ConnectorConfig};
+use hbone::connector::Connector;
 use hbone::drain::{self, Drain, Watch};
 use hbone::mesh::{Network, Snapshot};
 use hbone::pool::{Pool, PoolConfig};
@@ -240,10 +239,8 @@ impl Cluster {
     /// The proxy of a client pod.
     fn client(&self, name: &str, credentials: Credentials) -> Result<Outbound, Failure> {
         let pool = Pool::new(Arc::new(self.fabric.clone()), self.config.clone(), PoolConfig::new());
-        let (mesh, balance) = (self.mesh.subscribe(), Arc::new(WeightedRandom::new()));
-        let settings = ConnectorConfig::new();
-        let connector = Connector::new(mesh, "shop", name, &pool, Arc::new(credentials), balance, settings)?;
-        Ok(Outbound::new(connector))
+        let builder = Connector::builder(self.mesh.subscribe(), "shop", name);
+        Ok(Outbound::new(builder.build(&pool, Arc::new(credentials))?))
     }
 
     /// Starts the gateway of this cluster, and says where it listens.

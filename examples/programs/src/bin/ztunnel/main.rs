@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Parser};
 use futures_util::future::{FutureExt, join_all};
-use hbone::balance::WeightedRandom;
 use hbone::connector::{Connector, ConnectorConfig};
 use hbone::io::{RelayStats, Stream};
 use hbone::pool::{Pool, PoolConfig};
@@ -74,7 +73,7 @@ struct Args {
 impl Args {
     fn connector(&self) -> ConnectorConfig {
         let config = ConnectorConfig::new().with_outliers(self.health.outliers());
-        let config = set(config, self.connect_timeout, ConnectorConfig::with_deadline);
+        let config = set(config, self.connect_timeout, ConnectorConfig::with_connect_timeout);
         let config = set(config, self.attempts.map(usize::from), ConnectorConfig::with_attempts);
         set(config, self.attempt_timeout, ConnectorConfig::with_attempt_timeout)
     }
@@ -134,8 +133,8 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let inbound = Inbound::new(server, mesh.clone(), namespace, name).with_dialer(dialer.clone());
     let pools =
         workers.set().handles().map(|_| Pool::new(dialer.clone(), config.clone(), args.pool())).collect::<Vec<_>>();
-    let balance = Arc::new(WeightedRandom::new());
-    let connector = Connector::new(mesh, namespace, name, &pools[0], source, balance, args.connector())?;
+    let builder = Connector::builder(mesh, namespace, name).with_config(args.connector());
+    let connector = builder.build(&pools[0], source)?;
     let ways = pools.iter().map(|pool| Ok(Outbound::new(connector.with_pool(pool)?)));
     let ways = ways.collect::<hbone::Result<Arc<[_]>>>()?;
 
