@@ -1,13 +1,14 @@
 //! What the pool costs and saves.
 //!
-//! 1. A checkout with a connection at hand, with 1, 1,000 and 100,000 keys known, alone and by 64 tasks at a time; one that
-//!    has to open a connection, and one that has to open two.
-//! 2. New connections per second through the roles, within a cluster and across two, 16 at a time, in memory and over TCP on
-//!    loopback: in rounds that are interleaved, so that a noisy machine hits both alike.
+//! 1. A checkout with a connection at hand, with 1, 1,000 and 100,000 keys known, alone and by 64 tasks at a time; one
+//!    that has to open a connection, and one that has to open two.
+//! 2. New connections per second through the roles, within a cluster and across two, 16 at a time, in memory and over
+//!    TCP on loopback: in rounds that are interleaved, so that a noisy machine hits both alike.
 //! 3. The memory of 100,000 keys without a connection.
 //!
-//! Everything runs in one process, and where nothing else is said over an in-memory network. `cargo bench --bench pool -- [--rounds N] [--only near|far]`, of
-//! which the last measures that one rate in memory alone, for profiles; with `--test` it only shows that it runs.
+//! Everything runs in one process, and where nothing else is said over an in-memory network. `cargo bench --bench pool
+//! -- [--rounds N] [--only near|far]`, of which the last measures that one rate in memory alone, for profiles; with
+//! `--test` it only shows that it runs.
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};

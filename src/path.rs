@@ -12,11 +12,11 @@ use crate::target::DialTarget;
 
 /// The hops that a connection takes, from the outside in. Cheap to clone.
 ///
-/// The first hop is dialled; each further one is a tunnel through the hop before it, with its own TLS and HTTP/2 inside. A
-/// path with one hop is single HBONE; with two it is nested (double) HBONE.
+/// The first hop is dialed; each further one is a tunnel through the hop before it, with its own TLS and HTTP/2 inside.
+/// A path with one hop is single HBONE; with two it is nested (double) HBONE.
 ///
-/// Equal paths may share their connections. So the number in [`Reuse::Spread`] does not count for equality: it follows the
-/// mesh while the connections stay.
+/// Equal paths may share their connections. So the number in [`Reuse::Spread`] does not count for equality: it follows
+/// the mesh while the connections stay.
 #[derive(Clone)]
 pub struct Path(Arc<Hops>);
 
@@ -48,7 +48,8 @@ pub struct TunnelledHop {
     pub accept: AcceptedIdentities,
     /// How its connections may be shared.
     pub reuse: Reuse,
-    /// What that CONNECT says, to the peer of the hop before. `None` for what the [source](crate::pool::Pool::source) says.
+    /// What that CONNECT says, to the peer of the hop before. `None` for what the [source](crate::pool::Pool::source)
+    /// says.
     pub metadata: Option<Arc<Metadata>>,
 }
 
@@ -58,8 +59,8 @@ pub struct TunnelledHop {
 pub enum Reuse {
     /// One far end, so any connection will do.
     Shared,
-    /// This many far ends stand behind one name: keep connections to as many and spread tunnels over them, since sharing
-    /// just one would pin every tunnel to the far end it happens to lead to.
+    /// This many far ends stand behind one name: keep connections to as many and spread tunnels over them, since
+    /// sharing just one would pin every tunnel to the far end it happens to lead to.
     Spread(u32),
     /// A connection of its own for each tunnel.
     Never,
@@ -71,7 +72,7 @@ impl DirectHop {
         Self { address, accept, reuse: Reuse::Shared }
     }
 
-    /// Says how its connections may be shared.
+    /// Sets how its connections may be shared.
     pub fn with_reuse(mut self, reuse: Reuse) -> Self {
         self.reuse = reuse;
         self
@@ -84,7 +85,7 @@ impl TunnelledHop {
         Self { authority, accept, reuse: Reuse::Shared, metadata: None }
     }
 
-    /// Says how its connections may be shared.
+    /// Sets how its connections may be shared.
     pub fn with_reuse(mut self, reuse: Reuse) -> Self {
         self.reuse = reuse;
         self
@@ -92,8 +93,8 @@ impl TunnelledHop {
 }
 
 impl TunnelledHop {
-    /// What the CONNECT of this hop says, instead of what the source says for all hops. Hops that say different things share
-    /// no connections, so leave out what differs between tunnels, such as a trace.
+    /// What the CONNECT of this hop says, instead of what the source says for all hops. Hops that say different things
+    /// share no connections, so leave out what differs between tunnels, such as a trace.
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = Some(Arc::new(metadata));
         self

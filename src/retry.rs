@@ -42,7 +42,8 @@ pub(crate) trait Request: Sync {
     /// Chooses an endpoint.
     fn choose(&self, choice: &Choice<'_>) -> Result<Self::Endpoint, Self::Error>;
 
-    /// What an attempt at an endpoint says something about: as [`Route::health_keys`](crate::route::Route::health_keys).
+    /// What an attempt at an endpoint says something about: as
+    /// [`Route::health_keys`](crate::route::Route::health_keys).
     fn health_keys(&self, endpoint: &Self::Endpoint) -> Vec<HealthKey>;
 
     /// Whether another attempt may come to another endpoint.
@@ -66,7 +67,8 @@ pub(crate) trait Request: Sync {
 #[derive(Debug)]
 pub(crate) struct Failure<E> {
     pub(crate) error: E,
-    /// Which of the health keys it speaks against. Those before it have done their part; of those after it, nothing is known.
+    /// Which of the health keys it speaks against. Those before it have done their part; of those after it, nothing is
+    /// known.
     pub(crate) blamed: Option<HealthKey>,
     /// Whether it says nothing new about the endpoint.
     pub(crate) is_repeated: bool,

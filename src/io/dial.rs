@@ -18,8 +18,8 @@ use crate::target::DialTarget;
 /// What [`Dial::dial`] returns.
 pub type DialFuture<'a> = Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + 'a>>;
 
-/// Opens byte streams within one network: TCP in production, pipes in tests. The hook for an embedder's own transport, for
-/// address translation and for source addresses.
+/// Opens byte streams within one network: TCP in production, pipes in tests. The hook for an embedder's own transport,
+/// for address translation and for source addresses.
 ///
 /// ```
 /// use std::io;
@@ -49,8 +49,8 @@ pub trait Dial: fmt::Debug + Send + Sync {
 pub struct DialRequest<'a> {
     /// Where to.
     pub target: &'a DialTarget,
-    /// For whom: the identity that this side will show, or at a proxy that leads a tunnel on, the tunnel's client. `None` where
-    /// it is not known.
+    /// For whom: the identity that this side will show, or at a proxy that leads a tunnel on, the tunnel's client.
+    /// `None` where it is not known.
     pub source: Option<&'a SpiffeId>,
     /// The hop that the stream is for. `None` for one that carries no HBONE of this side's, such as to an application.
     pub hop: Option<&'a DirectHop>,

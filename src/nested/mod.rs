@@ -2,22 +2,22 @@
 //!
 //! # Early data
 //!
-//! The first message of the inner TLS handshake is sent together with the CONNECT of the tunnel that carries it, which saves
-//! a round trip. It holds nothing of an application, so it may be sent again. Most peers keep such data until they are
-//! connected: this crate's own server, ztunnel, Envoy by default. RFC 9110 (section 9.3.6) does not oblige them to, so it is
-//! probed on each connection to a peer:
+//! The first message of the inner TLS handshake is sent together with the CONNECT of the tunnel that carries it, which
+//! saves a round trip. It holds nothing of an application, so it may be sent again. Most peers keep such data until
+//! they are connected: this crate's own server, ztunnel, Envoy by default. RFC 9110 (section 9.3.6) does not oblige
+//! them to, so it is probed on each connection to a peer:
 //!
-//! * Once an inner handshake that began early has finished, the peer is known to accept early data, and no later failure is
-//!   blamed on it.
-//! * Until then, a second attempt that waits for the 200 follows where early data may be the reason: the peer reset the tunnel
-//!   (with NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, STREAM_CLOSED or CANCEL), answered 400 or 425, shut the connection down
-//!   over a violation, or sent its 200 and then nothing at all for a second, or for twice as long as the 200 took where that
-//!   is more. The outcome of the second attempt counts; if it succeeds, the peer is known to reject early data. Both attempts
-//!   share the time of one TLS handshake.
+//! * Once an inner handshake that began early has finished, the peer is known to accept early data, and no later
+//!   failure is blamed on it.
+//! * Until then, a second attempt that waits for the 200 follows where early data may be the reason: the peer reset the
+//!   tunnel (with NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, STREAM_CLOSED or CANCEL), answered 400 or 425, shut the
+//!   connection down over a violation, or sent its 200 and then nothing at all for a second, or for twice as long as
+//!   the 200 took where that is more. The outcome of the second attempt counts; if it succeeds, the peer is known to
+//!   reject early data. Both attempts share the time of one TLS handshake.
 //! * Other refusals, REFUSED_STREAM, ENHANCE_YOUR_CALM and CONNECT_ERROR have other reasons.
 //!
-//! A [`Pool`](crate::pool::Pool) remembers peers that reject early data beyond their connections, and sends a CONNECT again on
-//! another connection where the end of one undid it.
+//! A [`Pool`](crate::pool::Pool) remembers peers that reject early data beyond their connections, and sends a CONNECT
+//! again on another connection where the end of one undid it.
 //! [`Config::with_early_data`](crate::Config::with_early_data) turns all of it off.
 
 mod denylist;
@@ -42,12 +42,12 @@ use crate::path::TunnelledHop;
 use crate::tls::{Connector, TlsStream};
 use crate::tunnel::{Stage, TunnelStream};
 
-/// Puts one more hop on a connection: opens a tunnel to the hop's authority, does TLS inside it, and starts HTTP/2 inside
-/// that. What runs through the new connection is opaque to the peer of `client`.
+/// Puts one more hop on a connection: opens a tunnel to the hop's authority, does TLS inside it, and starts HTTP/2
+/// inside that. What runs through the new connection is opaque to the peer of `client`.
 ///
-/// Takes two round trips to the far end: the inner TLS handshake begins before the 200 is here (see the [module](self)), and
-/// HTTP/2 waits for nothing. Depth is not limited: the client returned can be extended again. Each hop has the timeouts of
-/// its [`Config`]. Spawn the [`Driver`]; the tunnel below is held open until it ends.
+/// Takes two round trips to the far end: the inner TLS handshake begins before the 200 is here (see the
+/// [module](self)), and HTTP/2 waits for nothing. Depth is not limited: the client returned can be extended again. Each
+/// hop has the timeouts of its [`Config`]. Spawn the [`Driver`]; the tunnel below is held open until it ends.
 ///
 /// Cancel safe: when dropped, the tunnel is reset and nothing is left.
 ///

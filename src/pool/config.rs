@@ -44,9 +44,9 @@ impl PoolConfig {
         }
     }
 
-    /// How many connections one source has along one path, at most. Default 128; those of [`Reuse::Never`](crate::Reuse)
-    /// don't count. Raising it lets one path take more of the whole; with a spread over more backends than this, some get no
-    /// traffic from here.
+    /// How many connections one source has along one path, at most. Default 128; those of
+    /// [`Reuse::Never`](crate::Reuse) don't count. Raising it lets one path take more of the whole; with a spread over
+    /// more backends than this, some get no traffic from here.
     pub fn with_connections_per_path(mut self, connections: usize) -> Self {
         self.connections_per_path = connections.max(1);
         self
@@ -57,8 +57,8 @@ impl PoolConfig {
         self.connections_per_path
     }
 
-    /// How many connections there are in all, dials among them. Default 16,384. At the limit the one that has been idle for
-    /// the longest time makes room; while none is idle, callers wait.
+    /// How many connections there are in all, dials among them. Default 16,384. At the limit the one that has been idle
+    /// for the longest time makes room; while none is idle, callers wait.
     pub fn with_connections(mut self, connections: usize) -> Self {
         self.connections = connections.max(2);
         self
@@ -69,8 +69,8 @@ impl PoolConfig {
         self.connections
     }
 
-    /// Up to how many connections are opened along a path whose others are busy: one connection uses one core at a time.
-    /// Default 4; 1 opens another one only when all are full. Raising it lets bulk transfers use more cores.
+    /// Up to how many connections are opened along a path whose others are busy: one connection uses one core at a
+    /// time. Default 4; 1 opens another one only when all are full. Raising it lets bulk transfers use more cores.
     pub fn with_busy_connections(mut self, connections: usize) -> Self {
         self.busy_connections = connections.max(1);
         self
@@ -81,8 +81,8 @@ impl PoolConfig {
         self.busy_connections
     }
 
-    /// How long a connection without tunnels is kept. Default 5 minutes, as ztunnel. Raising it saves handshakes and costs
-    /// memory on both sides. One beside others to the same peer is kept for 15 s at most.
+    /// How long a connection without tunnels is kept. Default 5 minutes, as ztunnel. Raising it saves handshakes and
+    /// costs memory on both sides. One beside others to the same peer is kept for 15 s at most.
     pub fn with_idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle_timeout = timeout.min(LONGEST);
         self
@@ -93,9 +93,9 @@ impl PoolConfig {
         self.idle_timeout
     }
 
-    /// How long a connection takes new tunnels, give or take a tenth by chance, so that not all are replaced at once. Default
-    /// 10 minutes. Its successor is there before it stops, and its tunnels run on to their ends. It bounds for how long a
-    /// new backend behind a gateway goes unnoticed where the mesh does not tell.
+    /// How long a connection takes new tunnels, give or take a tenth by chance, so that not all are replaced at once.
+    /// Default 10 minutes. Its successor is there before it stops, and its tunnels run on to their ends. It bounds for
+    /// how long a new backend behind a gateway goes unnoticed where the mesh does not announce it.
     pub fn with_max_age(mut self, age: Duration) -> Self {
         self.max_age = age.clamp(Duration::from_millis(1), LONGEST);
         self
@@ -106,8 +106,8 @@ impl PoolConfig {
         self.max_age
     }
 
-    /// How long opening a connection may take: all of it, from the first byte stream to HTTP/2, and on a nested path the hops
-    /// before as well. Default 10 s. Its waiters learn by then why there is none.
+    /// How long opening a connection may take: all of it, from the first byte stream to HTTP/2, and on a nested path
+    /// the hops before as well. Default 10 s. Its waiters learn by then why there is none.
     pub fn with_open_timeout(mut self, timeout: Duration) -> Self {
         self.open_timeout = timeout.min(LONGEST);
         self
@@ -118,8 +118,8 @@ impl PoolConfig {
         self.open_timeout
     }
 
-    /// How long [`Pool::checkout`](super::Pool::checkout) waits in all, for a connection to be opened or for room on one.
-    /// Default 20 s. Raising it lets callers queue for longer where all connections are full.
+    /// How long [`Pool::checkout`](super::Pool::checkout) waits in all, for a connection to be opened or for room on
+    /// one. Default 20 s. Raising it lets callers queue for longer where all connections are full.
     pub fn with_checkout_timeout(mut self, timeout: Duration) -> Self {
         self.checkout_timeout = timeout.min(LONGEST);
         self
@@ -141,9 +141,9 @@ impl PoolConfig {
         self.connect_timeout
     }
 
-    /// How many connections [`Pool::connect`](super::Pool::connect) tries where the end of one undoes the last attempt each
-    /// time. Default 16, at least 1: peers that go away after a few tunnels, and many callers who compete for them, undo
-    /// several attempts in a row. Raising it costs handshakes with a peer that answers nobody.
+    /// How many connections [`Pool::connect`](super::Pool::connect) tries where the end of one undoes the last attempt
+    /// each time. Default 16, at least 1: peers that go away after a few tunnels, and many callers who compete for
+    /// them, undo several attempts in a row. Raising it costs handshakes with a peer that answers nobody.
     pub fn with_connect_attempts(mut self, attempts: usize) -> Self {
         self.connect_attempts = attempts.max(1);
         self
@@ -154,8 +154,8 @@ impl PoolConfig {
         self.connect_attempts
     }
 
-    /// How long after a failed dial others fail with the same error instead of dialling again. It doubles with each failure
-    /// in a row. Default 100 ms, and 3 s at most.
+    /// How long after a failed dial others fail with the same error instead of dialing again. It doubles with each
+    /// failure in a row. Default 100 ms, and 3 s at most.
     pub fn with_back_off(mut self, first: Duration, longest: Duration) -> Self {
         let longest = longest.min(LONGEST);
         self.back_off = (first.min(longest), longest);
@@ -167,7 +167,8 @@ impl PoolConfig {
         self.back_off
     }
 
-    /// Who is told of the pool's connections, of tunnels on them, and of limits that make callers wait. Default: nobody.
+    /// Who is told of the pool's connections, of tunnels on them, and of limits that make callers wait. Default:
+    /// nobody.
     pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = Some(observer);
         self

@@ -18,7 +18,8 @@ pub(crate) struct ConnectRequest<'a> {
     pub(crate) authority: &'a Authority,
     pub(crate) metadata: &'a Metadata,
     pub(crate) deadline: Instant,
-    /// A connection on which the peer has sent nothing for this long when this fails gets no more tunnels; a second at most.
+    /// A connection on which the peer has sent nothing for this long when this fails gets no new tunnels; a second at
+    /// most.
     pub(crate) silence: std::time::Duration,
 }
 
@@ -30,16 +31,18 @@ pub(crate) struct PooledTunnel {
 }
 
 impl Pool {
-    /// Opens a tunnel to `authority` along `path`: [`checkout`](Self::checkout) and [`Lease::connect`](super::Lease::connect),
-    /// and the same again on another connection where the end of one undoes it before the 200.
+    /// Opens a tunnel to `authority` along `path`: [`checkout`](Self::checkout) and
+    /// [`Lease::connect`](super::Lease::connect), and the same again on another connection where the end of one undoes
+    /// it before the 200.
     ///
-    /// That is the case when the peer's GOAWAY comes first, when it answers with REFUSED_STREAM, or when the connection breaks.
-    /// It does no harm to send such a CONNECT again: nothing of an application has been sent, and a peer that goes away has not
-    /// answered. Any other failure is returned at once, since it says something of the peer or of `authority`.
+    /// That is the case when the peer's GOAWAY comes first, when it answers with REFUSED_STREAM, or when the connection
+    /// breaks. It does no harm to send such a CONNECT again: nothing of an application has been sent, and a peer that
+    /// goes away has not answered. Any other failure is returned at once, since it says something of the peer or of
+    /// `authority`.
     ///
     /// Takes the [`connect timeout`](super::PoolConfig::with_connect_timeout) and as many
-    /// [attempts](super::PoolConfig::with_connect_attempts) at most. Must be called on a tokio runtime. Cancel safe: when
-    /// dropped, the tunnel that was about to be opened is canceled.
+    /// [attempts](super::PoolConfig::with_connect_attempts) at most. Must be called on a tokio runtime. Cancel safe:
+    /// when dropped, the tunnel that was about to be opened is canceled.
     ///
     /// # Errors
     ///
@@ -80,8 +83,8 @@ impl Pool {
         Ok(PooledTunnel { tunnel, identities })
     }
 
-    /// Why waiting for a tunnel along `path` took too long: the first hop without a connection has stalled, else the far end
-    /// has.
+    /// Why waiting for a tunnel along `path` took too long: the first hop without a connection has stalled, else the
+    /// far end has.
     fn timed_out(&self, source: &Source, path: &Path) -> Error {
         self.0.stalled(source.shared.id, path).unwrap_or_else(|| {
             let doing = "waiting for the answer to a CONNECT";

@@ -48,8 +48,8 @@ struct Locked {
     drivers: HashMap<ConnId, (usize, AbortHandle)>,
     /// What the timer task sleeps until, if there is one.
     timer: Option<Instant>,
-    /// Where tasks are started: the runtime of the last caller that had to wait. Permits are returned on any thread, and what
-    /// follows may be a dial.
+    /// Where tasks are started: the runtime of the last caller that had to wait. Permits are returned on any thread,
+    /// and what follows may be a dial.
     runtime: Option<Handle>,
 }
 
@@ -64,8 +64,8 @@ struct Waiting {
     receiver: oneshot::Receiver<Result<Lease>>,
 }
 
-/// How often a caller asks for a connection whose dial is lost each time. Asking again starts the dial on the caller's own
-/// runtime, so that the second loss says that this one is about to end too.
+/// How often a caller asks for a connection whose dial is lost each time. Asking again starts the dial on the caller's
+/// own runtime, so that the second loss says that this one is about to end too.
 const ASKS: usize = 3;
 
 impl Inner {
@@ -192,7 +192,7 @@ impl Inner {
         Lease::new(handle, PoolPermit { pool: Arc::downgrade(self), conn, purpose })
     }
 
-    /// Tells the state machine something, and does what it wants done.
+    /// Feeds an event to the state machine, and does what it decides.
     pub(super) fn step<R>(self: &Arc<Self>, event: impl FnOnce(&mut Machine, Instant) -> R) -> R {
         let now = Instant::now();
         let mut locked = self.lock();
@@ -262,7 +262,7 @@ impl Inner {
         now: Instant,
     ) -> Option<Task> {
         let Some(source) = locked.sources.get(&key.source).cloned() else {
-            // A dial of the next hop wanted it, which has not been told yet.
+            // A dial of the next hop wanted it, which has not been notified yet.
             locked.state.dialed(id, Err(dial::gone("the source identity was removed")), now);
             return None;
         };
@@ -332,8 +332,8 @@ impl Inner {
         PoolStats { keys, connections, dials, waiting: waiters, tunnels }
     }
 
-    /// Why waiting for a connection along `path` took too long: the first hop without one has stalled, or the pool is full.
-    /// `None` when all hops have a connection.
+    /// Why waiting for a connection along `path` took too long: the first hop without one has stalled, or the pool is
+    /// full. `None` when all hops have a connection.
     pub(super) fn stalled(&self, source: SourceId, path: &Path) -> Option<Error> {
         let mut paths = vec![path.clone()];
         while let Some((parent, _)) = paths.last().and_then(Path::parent) {

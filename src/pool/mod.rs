@@ -1,7 +1,7 @@
 //! Many connections: opened when needed, shared by tunnels, replaced before they fail.
 //!
-//! A [`Pool`] opens a connection along each hop of a [`Path`] and keeps it for later tunnels of the same [`Source`]. A nested
-//! hop runs through a tunnel of the hop before it, whose connection is pooled in the same way.
+//! A [`Pool`] opens a connection along each hop of a [`Path`] and keeps it for later tunnels of the same [`Source`]. A
+//! nested hop runs through a tunnel of the hop before it, whose connection is pooled in the same way.
 //!
 //! ```text
 //!  checkout(source, path) ─▶ a connection with room? ── yes ─▶ Lease ─▶ connect(authority) ─▶ TunnelStream
@@ -12,11 +12,11 @@
 //!
 //! [`Pool::connect`] does both, and again where a connection goes away in between.
 //!
-//! The decisions are a state machine that is stepped under one short lock, so that a caller for whom there is room never
-//! waits for a task. Tasks do what takes time: one for each connection and each dial, and one for all timers. They run on the
-//! runtime of the last caller that had to wait, and a connection stays on the runtime on which it was opened. When a runtime is
-//! shut down, its connections end, and callers on other runtimes open new ones. The task of a connection ends with the
-//! connection, the others end with the pool.
+//! The decisions are a state machine that is stepped under one short lock, so that a caller for whom there is room
+//! never waits for a task. Tasks do what takes time: one for each connection and each dial, and one for all timers.
+//! They run on the runtime of the last caller that had to wait, and a connection stays on the runtime on which it was
+//! opened. When a runtime is shut down, its connections end, and callers on other runtimes open new ones. The task of a
+//! connection ends with the connection, the others end with the pool.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -75,18 +75,19 @@
 //!
 //! # Where a name stands for many
 //!
-//! Behind a gateway a service's name stands for many backends, and which one a connection leads to is the gateway's choice.
-//! Sharing one connection would pin every tunnel to one backend. For a hop with [`Reuse::Spread`](crate::Reuse::Spread) the
-//! pool keeps a connection to each backend and puts a new tunnel where the fewest are open. It opens them while there is
-//! traffic, one at a time and with no caller waiting for it, and identifies the backend of each: by the gateway's token
-//! ([`Metadata::backend`](crate::metadata::Metadata::backend)), else by the pod's name in the baggage of the first 200.
-//! Where there is neither, each connection counts as a backend of its own, and twice as many are kept.
+//! Behind a gateway a service's name stands for many backends, and which one a connection leads to is the gateway's
+//! choice. Sharing one connection would pin every tunnel to one backend. For a hop with
+//! [`Reuse::Spread`](crate::Reuse::Spread) the pool keeps a connection to each backend and puts a new tunnel where the
+//! fewest are open. It opens them while there is traffic, one at a time and with no caller waiting for it, and
+//! identifies the backend of each: by the gateway's token ([`Metadata::backend`](crate::metadata::Metadata::backend)),
+//! else by the pod's name in the baggage of the first 200. Where there is neither, each connection counts as a backend
+//! of its own, and twice as many are kept.
 //!
 //! # What ends a connection
 //!
-//! GOAWAY, silence, ENHANCE_YOUR_CALM, a replaced certificate and a dropped [`Source`] drain a connection: neither it nor the
-//! connections inside it take more tunnels, and open tunnels run to their ends. Age drains it too, but only once it has a
-//! successor, and leaves the connections inside it alone. An idle connection is closed after a while.
+//! GOAWAY, silence, ENHANCE_YOUR_CALM, a replaced certificate and a dropped [`Source`] drain a connection: neither it
+//! nor the connections inside it take new tunnels, and open tunnels run to their ends. Age drains it too, but only once
+//! it has a successor, and leaves the connections inside it alone. An idle connection is closed after a while.
 
 mod backend_id;
 mod config;
@@ -163,8 +164,8 @@ impl Pool {
         Self(Inner::new(dialer, config, settings))
     }
 
-    /// An identity that connects through this pool. The tunnels that carry nested connections are opened with `metadata`,
-    /// which the peers on the way see. There need not be credentials yet: a dial waits for them.
+    /// An identity that connects through this pool. The tunnels that carry nested connections are opened with
+    /// `metadata`, which the peers on the way see. There need not be credentials yet: a dial waits for them.
     ///
     /// # Errors
     ///
@@ -178,18 +179,19 @@ impl Pool {
         self.0.add_source(tls, metadata)
     }
 
-    /// Gets a permit on a connection of `source` along `path`: at once where one has room, else when a connection has been
-    /// opened or a tunnel has ended. Waiting callers are served in order.
+    /// Gets a permit on a connection of `source` along `path`: at once where one has room, else when a connection has
+    /// been opened or a tunnel has ended. Waiting callers are served in order.
     ///
-    /// Must be called on a tokio runtime. Cancel safe: a caller that gives up leaves the dial to the others and to later ones.
+    /// Must be called on a tokio runtime. Cancel safe: a caller that gives up leaves the dial to the others and to
+    /// later ones.
     ///
     /// # Errors
     ///
-    /// Why the connection could not be opened, the same for all of its waiters, after the
-    /// [open timeout](PoolConfig::with_open_timeout) at the latest. During the [back-off](PoolConfig::with_back_off) after
+    /// Why the connection could not be opened, the same for all of its waiters, after the [open
+    /// timeout](PoolConfig::with_open_timeout) at the latest. During the [back-off](PoolConfig::with_back_off) after
     /// that, later callers get the same error at once. [`ErrorKind::Closed`] when the pool is closed or gone, and
-    /// [`ErrorKind::Timeout`] after the [checkout timeout](PoolConfig::with_checkout_timeout), when all connections are full
-    /// and no further one is allowed.
+    /// [`ErrorKind::Timeout`] after the [checkout timeout](PoolConfig::with_checkout_timeout), when all connections are
+    /// full and no further one is allowed.
     pub async fn checkout(&self, source: &Source, path: &Path) -> Result<Lease> {
         self.checkout_by(source, path, Instant::now() + self.0.settings.checkout_timeout).await
     }
@@ -206,10 +208,11 @@ impl Pool {
         self.0.stats()
     }
 
-    /// Takes no more tunnels and waits up to `grace` for the open ones to end; connections inside others end before those.
-    /// Then cuts what is left, and says how many tunnels that were.
+    /// Takes no more tunnels and waits up to `grace` for the open ones to end; connections inside others end before
+    /// those. Then cuts what is left, and says how many tunnels that were.
     ///
-    /// Waiting and later callers get [`ErrorKind::Closed`]. When this is cancelled, the pool stays closed and nothing is cut.
+    /// Waiting and later callers get [`ErrorKind::Closed`]. When this is cancelled, the pool stays closed and nothing
+    /// is cut.
     pub async fn close(&self, grace: Duration) -> CloseReport {
         let open = self.0.close();
         if timeout(grace, self.0.all_ended()).await.is_ok() {

@@ -25,11 +25,11 @@ use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
 /// Of a service, the endpoints to choose from are those that are healthy (unless its health policy is
 /// [`AllowAll`](crate::mesh::HealthPolicy::AllowAll)), have capacity, speak HBONE, have a target port for the port
 /// asked for, and can be reached: in the source's network by an address; in another by a gateway, if the service has
-/// subject alternative names, since only these say who may answer there. A STRICT service excludes those that don't meet all
-/// of its preferences; `choice` leaves out what has failed of late; a service that fails over thins out the rest, so that a
-/// tier, or a network, in which all have failed gives way to the next; then the balancer chooses. One that
-/// [heeds ranks](crate::balance::Balance::heeds_rank) is given all tiers of a service that fails over. Where there is only
-/// one way, as to a workload by its own address, that one is taken.
+/// subject alternative names, since only these say who may answer there. A STRICT service excludes those that don't
+/// meet all of its preferences; `choice` leaves out what has failed recently; a service that fails over thins out the
+/// rest, so that a tier, or a network, in which all have failed gives way to the next; then the balancer chooses. One
+/// that [heeds ranks](crate::balance::Balance::heeds_rank) is given all tiers of a service that fails over. Where there
+/// is only one way, as to a workload by its own address, that one is taken.
 ///
 /// In the source's own network the path has one hop, to the workload's address, which may be shared, and the
 /// authority is the workload's address with the target port. To another network it has two: to the gateway, and

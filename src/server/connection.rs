@@ -19,11 +19,11 @@ use crate::io::{BoxStream, ReadAhead, Stream};
 use crate::observe::{ConnectionRole, Observer};
 use crate::tls::{Acceptor, TlsStream};
 
-/// Serves connections: all that is the same for those of one server, and the registry of those that are live. Cheap to clone;
-/// clones share the registry.
+/// Serves connections: all that is the same for those of one server, and the registry of those that are live. Cheap to
+/// clone; clones share the registry.
 ///
-/// [`Listener`](super::Listener) adds an accept loop. With one of your own, on several threads for example, give each byte stream
-/// to [`serve`](Self::serve).
+/// [`Listener`](super::Listener) adds an accept loop. With one of your own, on several threads for example, give each
+/// byte stream to [`serve`](Self::serve).
 #[derive(Clone, Debug)]
 pub struct ConnectionServer {
     acceptor: Acceptor,
@@ -65,12 +65,13 @@ impl ConnectionServer {
         &self.connections
     }
 
-    /// Serves one connection until it ends or the drain does. `address` is that of its peer, for errors, events and those who
-    /// decide by it.
+    /// Serves one connection until it ends or the drain does. `address` is that of its peer, for errors, events and
+    /// those who decide by it.
     ///
-    /// `tunnel` is called for each CONNECT, and what it returns runs in a task that ends with the connection at the latest: it
-    /// decides, answers, and moves the bytes. When the drain starts, GOAWAY is sent, tunnels that the peer has asked for by then are
-    /// served, and running ones finish. When the drain's time is over, the connection is broken.
+    /// `tunnel` is called for each CONNECT, and what it returns runs in a task that ends with the connection at the
+    /// latest: it decides, answers, and moves the bytes. When the drain starts, GOAWAY is sent, tunnels that the peer
+    /// has asked for by then are served, and running ones finish. When the drain's time is over, the connection is
+    /// broken.
     ///
     /// Must be called on a tokio runtime. Dropping the future breaks the connection.
     ///

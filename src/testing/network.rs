@@ -31,7 +31,7 @@ impl Network {
         Self::default()
     }
 
-    /// Listens on an address. An earlier listener there gets no more connections.
+    /// Listens on an address. An earlier listener there gets no new connections.
     pub fn listen(&self, address: SocketAddr) -> NetworkListener {
         let (sender, incoming) = mpsc::unbounded_channel();
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).insert(address, sender);
@@ -62,7 +62,8 @@ impl crate::io::Dial for Network {
 }
 
 impl NetworkListener {
-    /// Waits for the next connection. `None` when the network is gone or another listener took the address. Cancel safe.
+    /// Waits for the next connection. `None` when the network is gone or another listener took the address. Cancel
+    /// safe.
     pub async fn accept(&mut self) -> Option<DuplexStream> {
         self.incoming.recv().await
     }

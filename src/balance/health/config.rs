@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use super::Admitted;
 
 /// The settings of [`Outliers`](super::Outliers). Names and defaults are those of Envoy's
-/// `envoy.config.cluster.v3.OutlierDetection` where it has the setting; of its ways to detect an outlier only consecutive
-/// failures are here, with locally originated ones counted as any other (its `consecutive_5xx` without
+/// `envoy.config.cluster.v3.OutlierDetection` where it has the setting; of its ways to detect an outlier only
+/// consecutive failures are here, with locally originated ones counted as any other (its `consecutive_5xx` without
 /// `split_external_local_origin_errors`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutlierConfig {
@@ -35,8 +35,8 @@ impl OutlierConfig {
         }
     }
 
-    /// How many failures in a row eject an endpoint. Default 5; 0 never ejects. Raising it bears more failed attempts before
-    /// an endpoint is left out; lowering it lets an unlucky streak cost capacity.
+    /// How many failures in a row eject an endpoint. Default 5; 0 never ejects. Raising it bears more failed attempts
+    /// before an endpoint is left out; lowering it lets an unlucky streak cost capacity.
     pub fn with_consecutive_failures(mut self, failures: u32) -> Self {
         self.consecutive_failures = failures;
         self
@@ -47,8 +47,8 @@ impl OutlierConfig {
         self.consecutive_failures
     }
 
-    /// How long the first ejection lasts; the `n`th in a row lasts `n` times as long. Default 30 s, at least 1 ms. Raising it
-    /// leaves a recovered endpoint idle for longer; lowering it probes a broken one more often.
+    /// How long the first ejection lasts; the `n`th in a row lasts `n` times as long. Default 30 s, at least 1 ms.
+    /// Raising it leaves a recovered endpoint idle for longer; lowering it probes a broken one more often.
     pub fn with_base_ejection_time(mut self, time: Duration) -> Self {
         self.base_ejection_time = time.max(Duration::from_millis(1));
         self
@@ -59,7 +59,8 @@ impl OutlierConfig {
         self.base_ejection_time
     }
 
-    /// What no ejection lasts longer than. Default 300 s; at least the base ejection time, which counts when it is longer.
+    /// What no ejection lasts longer than. Default 300 s; at least the base ejection time, which counts when it is
+    /// longer.
     pub fn with_max_ejection_time(mut self, time: Duration) -> Self {
         self.max_ejection_time = time;
         self
@@ -70,11 +71,13 @@ impl OutlierConfig {
         self.max_ejection_time
     }
 
-    /// How many of the endpoints to choose from may be left out, in percent, rounded down, but always one. Default 10; more
-    /// than 100 counts as 100. Raising it leaves more broken endpoints out, and lets less be left over for the load.
+    /// How many of the endpoints to choose from may be left out, in percent, rounded down, but always one. Default 10;
+    /// more than 100 counts as 100. Raising it leaves more broken endpoints out, and lets less be left over for the
+    /// load.
     ///
-    /// Envoy ejected at least one host regardless up to 1.30; later ones do so with `always_eject_one_host` only, so that of
-    /// fewer than ten hosts none is ever ejected by default. Meshes have services of two pods, and networks of two gateways.
+    /// Envoy ejected at least one host regardless up to 1.30; later ones do so with `always_eject_one_host` only, so
+    /// that of fewer than ten hosts none is ever ejected by default. Meshes have services of two pods, and networks of
+    /// two gateways.
     pub fn with_max_ejection_percent(mut self, percent: u32) -> Self {
         self.max_ejection_percent = percent.min(100);
         self
@@ -85,9 +88,9 @@ impl OutlierConfig {
         self.max_ejection_percent
     }
 
-    /// After how long in service one ejection is no longer counted: an endpoint that was ejected `n` times in a row needs
-    /// `n` of these to have the next ejection last for the base time again. Default 10 s. Raising it makes a relapse cost
-    /// more. (Envoy also looks for what to eject at this interval; nothing here needs that.)
+    /// After how long in service one ejection is no longer counted: an endpoint that was ejected `n` times in a row
+    /// needs `n` of these to have the next ejection last for the base time again. Default 10 s. Raising it makes a
+    /// relapse cost more. (Envoy also looks for what to eject at this interval; nothing here needs that.)
     pub fn with_interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
@@ -98,9 +101,9 @@ impl OutlierConfig {
         self.interval
     }
 
-    /// How long a probe keeps others out when it neither reports nor is dropped. Default 60 s: more than dialling, TLS,
-    /// HTTP/2 and CONNECT may take together by the defaults of [`Config`](crate::Config). Envoy has no probes: there the
-    /// ejection ends for all at once.
+    /// How long a probe keeps others out when it neither reports nor is dropped. Default 60 s: more than dialing, TLS,
+    /// HTTP/2 and CONNECT may take together by the defaults of [`Config`](crate::Config). Envoy has no probes: there
+    /// the ejection ends for all at once.
     pub fn with_probe_timeout(mut self, timeout: Duration) -> Self {
         self.probe_timeout = timeout;
         self
@@ -111,9 +114,9 @@ impl OutlierConfig {
         self.probe_timeout
     }
 
-    /// After how long without any event an endpoint is forgotten: a streak of failures after the last of them, an ejection
-    /// after it is over. Default 300 s. Nobody says that an endpoint is gone, so this bounds the memory. Raising it remembers
-    /// rarely used endpoints for longer.
+    /// After how long without any event an endpoint is forgotten: a streak of failures after the last of them, an
+    /// ejection after it is over. Default 300 s. Nobody says that an endpoint is gone, so this bounds the memory.
+    /// Raising it remembers rarely used endpoints for longer.
     pub fn with_retention(mut self, retention: Duration) -> Self {
         self.retention = retention;
         self

@@ -113,8 +113,8 @@ impl Entry {
         Self { state: State::Ejected { lasts }, ejections, changed: Some(now), touched: now }
     }
 
-    /// What began before the last ejection or re-admission met another state of the endpoint. Before the first one there is
-    /// no such moment: attempts that run side by side all count.
+    /// What began before the last ejection or re-admission met another state of the endpoint. Before the first one
+    /// there is no such moment: attempts that run side by side all count.
     fn is_news_from_before(&self, began: Instant) -> bool {
         self.changed.is_some_and(|changed| began < changed)
     }

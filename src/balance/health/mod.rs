@@ -1,21 +1,22 @@
 //! Which endpoints to leave out because they have failed recently: passive outlier detection, in Envoy's terms.
 //!
-//! An endpoint that fails several times in a row is *ejected*: left out for a while, and for longer each time. When the time
-//! is over it is *half-open*: one attempt is let through as a *probe*, and its result decides for all. See Envoy's
-//! [outlier detection](https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/outlier#ejection-algorithm);
+//! An endpoint that fails several times in a row is *ejected*: left out for a while, and for longer each time. When the
+//! time is over it is *half-open*: one attempt is let through as a *probe*, and its result decides for all. See Envoy's
+//! [outlier
+//! detection](https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/outlier#ejection-algorithm);
 //! what differs here is that Envoy ends an ejection for all at once, without a probe.
 //!
 //! # What counts as a failure
 //!
-//! The caller decides. It should be what speaks against the endpoint: a connection refused or timed out, a failed TLS handshake,
-//! a reset or GOAWAY before the 200, no answer, a 5xx answer. It should not be what speaks against the client or its request:
-//! 400 and 401, a certificate of the client's own that the endpoint does not accept, a caller that went away. Such an attempt
-//! is neither a success nor a failure: drop it.
+//! The caller decides. It should be what speaks against the endpoint: a connection refused or timed out, a failed TLS
+//! handshake, a reset or GOAWAY before the 200, no answer, a 5xx answer. It should not be what speaks against the
+//! client or its request: 400 and 401, a certificate of the client's own that the endpoint does not accept, a caller
+//! that went away. Such an attempt is neither a success nor a failure: drop it.
 //!
 //! # Whom it speaks against
 //!
-//! [`HealthKey`] keeps apart what fails apart: when a gateway forwards and a service behind it does not answer, the *pair*
-//! fails, and the gateway stays in use for other services.
+//! [`HealthKey`] keeps apart what fails apart: when a gateway forwards and a service behind it does not answer, the
+//! *pair* fails, and the gateway stays in use for other services.
 //!
 //! # Examples
 //!
@@ -107,11 +108,11 @@ pub struct Admitted {
     pub panic: bool,
 }
 
-/// An attempt to use an endpoint, from when it was chosen until the outcome is known: for a tunnel until the 200, not until
-/// its end.
+/// An attempt to use an endpoint, from when it was chosen until the outcome is known: for a tunnel until the 200, not
+/// until its end.
 ///
-/// Dropping it says that there was no outcome. That is the right thing where the caller went away; a probe then leaves its
-/// place to the next attempt.
+/// Dropping it says that there was no outcome. That is the right thing where the caller went away; a probe then leaves
+/// its place to the next attempt.
 #[derive(Debug)]
 #[must_use = "dropping an attempt says that it had no outcome"]
 pub struct Attempt<K> {
@@ -121,14 +122,14 @@ pub struct Attempt<K> {
     probe: Option<Arc<()>>,
 }
 
-/// Remembers who failed, and says whom to leave out. A pure state machine: time comes in with each call, and may come in out
-/// of order; a time before the latest one counts as the latest.
+/// Remembers who failed, and says whom to leave out. A pure state machine: time comes in with each call, and may come
+/// in out of order; a time before the latest one counts as the latest.
 ///
-/// Wrap it into a lock to share it, and hold the lock from [`admit`](Self::admit) to [`begin`](Self::begin): then two callers
-/// never compete for a probe.
+/// Wrap it into a lock to share it, and hold the lock from [`admit`](Self::admit) to [`begin`](Self::begin): then two
+/// callers never compete for a probe.
 ///
-/// An endpoint without failures costs no memory. What is known of others is forgotten when they are in service again and
-/// their ejections don't count any more, or after the [retention](OutlierConfig::with_retention).
+/// An endpoint without failures costs no memory. What is known of others is forgotten when they are in service again
+/// and their ejections don't count any more, or after the [retention](OutlierConfig::with_retention).
 #[derive(Debug)]
 pub struct Outliers<K> {
     config: OutlierConfig,
@@ -143,9 +144,9 @@ impl<K> Attempt<K> {
         &self.key
     }
 
-    /// How the endpoint stood when the attempt began. [`Standing::HalfOpen`]: this is the probe. [`Standing::Ejected`]: it
-    /// was used although it was left out, or, when [`Outliers::admit`] said otherwise, another caller became the probe in
-    /// between; then better choose again.
+    /// How the endpoint stood when the attempt began. [`Standing::HalfOpen`]: this is the probe. [`Standing::Ejected`]:
+    /// it was used although it was left out, or, when [`Outliers::admit`] said otherwise, another caller became the
+    /// probe in between; then better choose again.
     pub fn standing(&self) -> Standing {
         self.standing
     }
@@ -157,12 +158,13 @@ impl<K: Clone + Eq + Hash> Outliers<K> {
         Self { config, entries: HashMap::new(), latest: None, until_sweep: SWEEP }
     }
 
-    /// Which of `keys`, each given once, may be used: those in service, and half-open ones, of which the next attempt is the
-    /// probe. Never nobody, unless `keys` is empty.
+    /// Which of `keys`, each given once, may be used: those in service, and half-open ones, of which the next attempt
+    /// is the probe. Never nobody, unless `keys` is empty.
     ///
-    /// Of ejected ones at most [`max_ejection_percent`](OutlierConfig::with_max_ejection_percent) of `keys`, and always one,
-    /// are left out: those that were ejected first. The others are used all the same, as in Envoy, which does not eject them
-    /// in the first place. When nobody would be left, all are used (Envoy's panic mode with a threshold of 0 %).
+    /// Of ejected ones at most [`max_ejection_percent`](OutlierConfig::with_max_ejection_percent) of `keys`, and always
+    /// one, are left out: those that were ejected first. The others are used all the same, as in Envoy, which does not
+    /// eject them in the first place. When nobody would be left, all are used (Envoy's panic mode with a threshold of 0
+    /// %).
     pub fn admit(&self, keys: &[K], now: Instant) -> Admitted {
         let ejected: Vec<_> = keys.iter().map(|key| self.ejected_since(key, now)).collect();
         self.config.admit(&ejected)
@@ -200,8 +202,8 @@ impl<K: Clone + Eq + Hash> Outliers<K> {
         self.entries.iter().filter(move |(_, entry)| ejected(entry)).map(|(key, _)| key)
     }
 
-    /// Starts an attempt: the endpoint has been chosen. If it is half-open, this is the probe, and others stay out until its
-    /// outcome is known or it is dropped, or for the [probe timeout](OutlierConfig::with_probe_timeout).
+    /// Starts an attempt: the endpoint has been chosen. If it is half-open, this is the probe, and others stay out
+    /// until its outcome is known or it is dropped, or for the [probe timeout](OutlierConfig::with_probe_timeout).
     pub fn begin(&mut self, key: K, now: Instant) -> Attempt<K> {
         let now = self.advance(now);
         let standing = self.standing(&key, now);
@@ -212,12 +214,12 @@ impl<K: Clone + Eq + Hash> Outliers<K> {
         Attempt { key, began: now, standing, probe }
     }
 
-    /// The attempt succeeded: the endpoint is in service, and its failures are forgotten. Its ejections are not forgotten at
-    /// once, see [`OutlierConfig::with_interval`].
+    /// The attempt succeeded: the endpoint is in service, and its failures are forgotten. Its ejections are not
+    /// forgotten at once, see [`OutlierConfig::with_interval`].
     ///
-    /// That holds for every attempt that began after the ejection, probe or not: where ejected endpoints are used, to go on
-    /// leaving out those that work would put all load on the few that were probed first. An attempt that began before says
-    /// nothing new and counts for nothing.
+    /// That holds for every attempt that began after the ejection, probe or not: where ejected endpoints are used, to
+    /// go on leaving out those that work would put all load on the few that were probed first. An attempt that began
+    /// before says nothing new and counts for nothing.
     ///
     /// Returns whether this has put an ejected endpoint back into service.
     pub fn success(&mut self, attempt: Attempt<K>, now: Instant) -> bool {
@@ -233,9 +235,10 @@ impl<K: Clone + Eq + Hash> Outliers<K> {
         readmitted
     }
 
-    /// The attempt failed. In service, the [last of several](OutlierConfig::with_consecutive_failures) in a row ejects the
-    /// endpoint; a probe ejects it again, for the base time × the number of ejections, up to the maximum. Other attempts at an
-    /// ejected endpoint, and those that began before the last ejection or before it ended, count for nothing.
+    /// The attempt failed. In service, the [last of several](OutlierConfig::with_consecutive_failures) in a row ejects
+    /// the endpoint; a probe ejects it again, for the base time × the number of ejections, up to the maximum. Other
+    /// attempts at an ejected endpoint, and those that began before the last ejection or before it ended, count for
+    /// nothing.
     ///
     /// Returns for how long this has ejected the endpoint, if it has.
     pub fn failure(&mut self, attempt: Attempt<K>, now: Instant) -> Option<Duration> {

@@ -1,7 +1,8 @@
-//! Peers that die, stall and refuse while many callers connect: nobody fails, and how long it took is told by a paused clock.
+//! Peers that die, stall and refuse while many callers connect: nobody fails, and how long it took is told by a paused
+//! clock.
 //!
-//! Two gateways of west, three pods behind them, all settings as they are by default. That an example's processes do the same
-//! is tested beside the examples.
+//! Two gateways of west, three pods behind them, all settings as they are by default. That an example's processes do
+//! the same is tested beside the examples.
 
 use std::collections::BTreeSet;
 use std::io;

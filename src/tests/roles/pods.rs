@@ -65,7 +65,7 @@ impl Pods {
         self.0.lock().unwrap().stalling = pods.into_iter().map(pod).collect();
     }
 
-    /// Who was dialled since this was asked the last time.
+    /// Who was dialed since this was asked the last time.
     fn dialled(&self) -> Vec<SocketAddr> {
         std::mem::take(&mut self.0.lock().unwrap().dialled)
     }

@@ -26,8 +26,8 @@ use crate::testing;
 use crate::tls::Acceptor;
 use crate::{Config, Error, Path, Result, TunnelStream};
 
-/// What cluster east is told: its own pods, and of west a stand-in for each service. `ghost` is not there, `private` is not
-/// global there, and `global` has no port 82 there.
+/// What cluster east is told: its own pods, and of west a stand-in for each service. `ghost` is not there, `private` is
+/// not global there, and `global` has no port 82 there.
 pub(super) const EAST: &str = r#"
 workloads:
 - {uid: east/client, name: client, namespace: default, serviceAccount: client, network: east, clusterId: east, protocol: HBONE, workloadIps: [10.1.0.1]}
