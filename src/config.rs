@@ -80,25 +80,25 @@ impl Config {
     }
 
     /// What [`stream_window`](Self::with_stream_window) grows to where a tunnel's reader takes two thirds of it in each round
-    /// trip, so that the window is what holds it up. Default eight times that window, 32 MiB as it comes: enough for 1 Gbit/s
+    /// trip, so that the window is what limits it. Default eight times that window, 32 MiB as it comes: enough for 1 Gbit/s
     /// at 200 ms. At most 256 MiB; one that is not above the stream window turns growing off.
     ///
-    /// It is measured with a PING for each third of a window that is read, over the shortest round trip of late. The windows
-    /// are small again when nobody has needed more for 10 s, or while over a half of this is unread on the connection. Raising
+    /// It is measured with a PING for each third of a window that is read, over the shortest recent round trip. The windows
+    /// shrink again when nobody has needed more for 10 s, or while over a half of this is unread on the connection. Raising
     /// it costs memory where many readers stop at once: see [Memory](Self#memory).
     pub fn with_max_stream_window(mut self, bytes: u32) -> Self {
         self.max_stream_window = Some(bytes);
         self
     }
 
-    /// How many tunnels one connection carries at a time. Default 100, as Envoy and ztunnel's pool. A server tells its
-    /// peers; a client keeps to the smaller of this and what its peer tells. Raising it lets more tunnels share one thread.
+    /// How many tunnels one connection carries at a time. Default 100, as Envoy and ztunnel's pool. A server
+    /// advertises it; a client keeps to the smaller of this and what its peer advertises. Raising it lets more tunnels share one thread.
     pub fn with_max_tunnels(mut self, tunnels: u32) -> Self {
         self.max_tunnels = tunnels.clamp(1, 1 << 20);
         self
     }
 
-    /// How many tunnels a client opens before the server has told its limit. Default 10: below what any known peer allows,
+    /// How many tunnels a client opens before the server has advertised its limit. Default 10: below what any known peer allows,
     /// so that none of the first is refused. Raising it risks refusals by a stricter peer.
     pub fn with_initial_tunnels(mut self, tunnels: u32) -> Self {
         self.initial_tunnels = tunnels.max(1);
@@ -127,7 +127,7 @@ impl Config {
         self
     }
 
-    /// How much overhead of small DATA frames that nobody has read yet is borne before the connection is given up with
+    /// How much overhead of small DATA frames that nobody has read yet is tolerated before the connection is closed with
     /// ENHANCE_YOUR_CALM (RUSTSEC-2026-0258); a frame of `n` < 256 bytes costs `256 - n`. Default 64 MiB, which is room for
     /// 260,000 one-byte frames or about 25 MiB of bookkeeping. h2's own default follows the window and would allow less on a
     /// small one, where one paused reader kills every tunnel of the connection.
@@ -144,14 +144,14 @@ impl Config {
         self
     }
 
-    /// After how long without a byte from the peer it is asked for a sign of life. Default 10 s; `None` never asks, and then
-    /// a driver waits for as long as a silent peer's transport does.
+    /// After how long without a byte from the peer a PING is sent. Default 10 s; with `None` never, and then a driver waits for
+    /// as long as a silent peer's transport does.
     pub fn with_keepalive_interval(mut self, interval: Option<Duration>) -> Self {
         self.keepalive_interval = interval.map(|interval| interval.min(LONGEST));
         self
     }
 
-    /// How long the peer has for that sign of life; then the connection is given up. Default 20 s. Any byte counts.
+    /// How long the peer has to send something after that, before the connection is closed. Default 20 s. Any byte counts.
     pub fn with_keepalive_timeout(mut self, timeout: Duration) -> Self {
         self.keepalive_timeout = timeout.min(LONGEST);
         self
@@ -175,14 +175,15 @@ impl Config {
         self
     }
 
-    /// How long opening a tunnel may take: waiting for room on the connection, and for the answer to the CONNECT. Default 20 s, more than a dial of the far side takes.
+    /// How long opening a tunnel may take: waiting for a permit on the connection, and for the answer to the CONNECT. Default
+    /// 20 s, more than a dial of the far side takes.
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout.min(LONGEST);
         self
     }
 
     /// How long a tunnel or connection that this side has finished waits for the peer to finish too, before it is reset.
-    /// Default 2 s. Raising it keeps the slots of unresponsive peers for longer.
+    /// Default 2 s. Raising it keeps the permits of unresponsive peers for longer.
     pub fn with_linger_timeout(mut self, timeout: Duration) -> Self {
         self.linger_timeout = timeout.min(LONGEST);
         self
@@ -195,24 +196,97 @@ impl Config {
         self
     }
 
-    /// What [`with_scheduler`](Self::with_scheduler) says.
-    pub fn scheduler(&self) -> &Scheduler {
-        &self.scheduler
-    }
-
-    /// The window of each tunnel, such that all of them together fit into what HTTP/2 allows for the connection.
-    pub(crate) fn stream_window(&self) -> u32 {
+    /// The window of each tunnel in bytes. Smaller than what was [set](Self::with_stream_window) where all tunnels together
+    /// would not fit into what HTTP/2 allows for the connection.
+    pub fn stream_window(&self) -> u32 {
         self.stream_window.min((MAX_WINDOW - self.headroom()) / self.max_tunnels)
     }
 
-    /// What a tunnel's window may grow to.
-    pub(crate) fn max_stream_window(&self) -> u32 {
+    /// What a tunnel's [window](Self::with_max_stream_window) may grow to, in bytes: [`stream_window`](Self::stream_window)
+    /// where it may not grow.
+    pub fn max_stream_window(&self) -> u32 {
         if self.headroom() == 0 { self.stream_window() } else { self.grown() }
     }
 
-    /// The window of the whole connection: all tunnels' windows together, and room for those that have grown.
-    pub(crate) fn connection_window(&self) -> u32 {
+    /// The window of the whole connection in bytes, which nothing sets: all tunnels' windows together, and room for those that
+    /// have grown.
+    pub fn connection_window(&self) -> u32 {
         (self.stream_window() * self.max_tunnels + self.headroom()).max(64 << 10)
+    }
+
+    /// See [`with_max_tunnels`](Self::with_max_tunnels).
+    pub fn max_tunnels(&self) -> u32 {
+        self.max_tunnels
+    }
+
+    /// See [`with_initial_tunnels`](Self::with_initial_tunnels).
+    pub fn initial_tunnels(&self) -> u32 {
+        self.initial_tunnels
+    }
+
+    /// See [`with_max_frame_size`](Self::with_max_frame_size).
+    pub fn max_frame_size(&self) -> u32 {
+        self.max_frame_size
+    }
+
+    /// See [`with_max_header_list_size`](Self::with_max_header_list_size).
+    pub fn max_header_list_size(&self) -> u32 {
+        self.max_header_list_size
+    }
+
+    /// See [`with_send_buffer`](Self::with_send_buffer).
+    pub fn send_buffer(&self) -> usize {
+        self.send_buffer
+    }
+
+    /// See [`with_small_frame_budget`](Self::with_small_frame_budget).
+    pub fn small_frame_budget(&self) -> usize {
+        self.small_frame_budget
+    }
+
+    /// See [`with_early_data`](Self::with_early_data).
+    pub fn early_data(&self) -> bool {
+        self.early_data
+    }
+
+    /// See [`with_keepalive_interval`](Self::with_keepalive_interval).
+    pub fn keepalive_interval(&self) -> Option<Duration> {
+        self.keepalive_interval
+    }
+
+    /// See [`with_keepalive_timeout`](Self::with_keepalive_timeout).
+    pub fn keepalive_timeout(&self) -> Duration {
+        self.keepalive_timeout
+    }
+
+    /// See [`with_dial_timeout`](Self::with_dial_timeout).
+    pub fn dial_timeout(&self) -> Duration {
+        self.dial_timeout
+    }
+
+    /// See [`with_tls_timeout`](Self::with_tls_timeout).
+    pub fn tls_timeout(&self) -> Duration {
+        self.tls_timeout
+    }
+
+    /// See [`with_http2_timeout`](Self::with_http2_timeout).
+    pub fn http2_timeout(&self) -> Duration {
+        self.http2_timeout
+    }
+
+    /// See [`with_connect_timeout`](Self::with_connect_timeout).
+    pub fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// See [`with_linger_timeout`](Self::with_linger_timeout).
+    pub fn linger_timeout(&self) -> Duration {
+        self.linger_timeout
+    }
+
+    /// See [`with_scheduler`](Self::with_scheduler).
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
     }
 
     fn headroom(&self) -> u32 {

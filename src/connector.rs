@@ -472,7 +472,7 @@ impl Inner {
         }
         if metadata.traceparent().is_none() {
             let mut ids = self.trace_ids.lock().unwrap_or_else(PoisonError::into_inner);
-            metadata = metadata.with_traceparent(Traceparent::random(&mut ids));
+            metadata = metadata.with_traceparent(Traceparent::from_random(ids.u128(..), ids.u64(..)));
         }
         if let Some(from) = options.from.filter(|_| metadata.forwarded().is_none()) {
             let mut forwarded = Forwarded::default().with_for(from);

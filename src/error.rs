@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, RefusalError};
 
 /// A specialised `Result`, as in [`std::io::Result`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -31,7 +31,7 @@ struct Inner {
     target: Option<String>,
     doing: Cow<'static, str>,
     peer: Option<String>,
-    advice: Option<&'static str>,
+    advice: Option<Cow<'static, str>>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -41,7 +41,7 @@ struct Inner {
 pub enum ErrorKind {
     /// A value handed in by the caller, a file or a flag is not valid.
     InvalidInput,
-    /// The own certificate, key or trust anchors can't be used.
+    /// Our own certificate, key or trusted roots can't be used.
     InvalidCredentials,
     /// The mesh knows no way to the target.
     NoRoute,
@@ -69,6 +69,8 @@ pub enum ErrorKind {
     WriteAfterShutdown,
     /// A resource of this machine is missing: a port in use, no file descriptor, no memory.
     Local,
+    /// Something else, in code that wraps this crate; the cause says what.
+    Other,
 }
 
 /// The part of the stack in which something failed, from the outside in.
@@ -104,7 +106,21 @@ pub enum Side {
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, layer: Layer, side: Side, doing: impl Into<Cow<'static, str>>) -> Self {
+    /// An error of `kind`, in code that wraps this crate or is plugged into it: `side` is at fault for what went wrong in
+    /// `layer` while `doing` something, said as in "opening a tunnel".
+    ///
+    /// ```
+    /// use hbone::{Error, ErrorKind, Layer, Side};
+    ///
+    /// let error = Error::new(ErrorKind::NoRoute, Layer::Route, Side::Local, "choosing a tenant's gateway")
+    ///     .with_source("no tenant `acme`")
+    ///     .with_advice("add the tenant, or correct the host name");
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     "route: choosing a tenant's gateway: no tenant `acme`; add the tenant, or correct the host name"
+    /// );
+    /// ```
+    pub fn new(kind: ErrorKind, layer: Layer, side: Side, doing: impl Into<Cow<'static, str>>) -> Self {
         Self(Arc::new(Inner {
             kind,
             layer,
@@ -122,12 +138,26 @@ impl Error {
         Self::new(ErrorKind::InvalidInput, Layer::Config, Side::Local, doing)
     }
 
-    pub(crate) fn with_source(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    /// Adds the cause.
+    pub fn with_source(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.edit(|e| e.source = Some(Arc::from(source.into())))
     }
 
+    /// Says what this was part of, before what was being done. An error that came from elsewhere keeps all else.
+    ///
+    /// ```
+    /// use hbone::{Error, ErrorKind, Layer, Side};
+    ///
+    /// let error = Error::new(ErrorKind::Timeout, Layer::Dial, Side::Remote, "connecting").with_context("warming the cache");
+    /// assert!(error.to_string().starts_with("dial: warming the cache: connecting: timed out"));
+    /// assert!(error.is_timeout());
+    /// ```
+    pub fn with_context(self, context: impl fmt::Display) -> Self {
+        self.edit(|e| e.doing = format!("{context}: {}", e.doing).into())
+    }
+
     /// Names the peer, unless a layer further in has already done so.
-    pub(crate) fn with_peer(self, peer: impl fmt::Display) -> Self {
+    pub fn with_peer(self, peer: impl fmt::Display) -> Self {
         if self.0.peer.is_some() {
             return self;
         }
@@ -135,16 +165,17 @@ impl Error {
     }
 
     /// Names where it was all to lead.
-    pub(crate) fn with_target(self, target: impl fmt::Display) -> Self {
+    pub fn with_target(self, target: impl fmt::Display) -> Self {
         self.edit(|e| e.target = Some(target.to_string()))
     }
 
     /// Replaces the general advice for this kind of failure.
-    pub(crate) fn with_advice(self, advice: &'static str) -> Self {
-        self.edit(|e| e.advice = Some(advice))
+    pub fn with_advice(self, advice: impl Into<Cow<'static, str>>) -> Self {
+        self.edit(|e| e.advice = Some(advice.into()))
     }
 
-    pub(crate) fn with_hop(self, hop: usize) -> Self {
+    /// Says which hop of the path it was: 0 for the direct one.
+    pub fn with_hop(self, hop: usize) -> Self {
         self.edit(|e| e.hop = Some(hop))
     }
 
@@ -234,9 +265,9 @@ impl Error {
     }
 
     /// What to do about it, in one sentence.
-    pub fn advice(&self) -> Option<&'static str> {
-        if self.0.advice.is_some() {
-            return self.0.advice;
+    pub fn advice(&self) -> Option<&str> {
+        if let Some(advice) = &self.0.advice {
+            return Some(advice);
         }
         Some(match (&self.0.kind, self.0.layer) {
             (ErrorKind::InvalidCredentials, _) => {
@@ -252,7 +283,7 @@ impl Error {
             (ErrorKind::IdentityNotAccepted, _) => {
                 "check that the address belongs to the workload that is meant, and the service's subject alternative names"
             }
-            (ErrorKind::RejectedByPeer, _) => "check the own certificate: its root, its trust domain and its dates",
+            (ErrorKind::RejectedByPeer, _) => "check our own certificate: its root, trust domain and dates",
             (ErrorKind::Protocol, Layer::Tls) => "check that the peer speaks HBONE: TLS 1.3 with ALPN h2",
             (ErrorKind::Local, _) => "free the resource named above, or choose another",
             _ => return None,
@@ -273,7 +304,7 @@ impl Error {
             ErrorKind::Reset(_) => io::ErrorKind::ConnectionReset,
             ErrorKind::GoAway(_) | ErrorKind::Closed => io::ErrorKind::ConnectionAborted,
             ErrorKind::WriteAfterShutdown => io::ErrorKind::BrokenPipe,
-            ErrorKind::Local => io::ErrorKind::Other,
+            ErrorKind::Local | ErrorKind::Other => io::ErrorKind::Other,
         }
     }
 }
@@ -341,6 +372,12 @@ impl StdError for Error {
     }
 }
 
+impl From<RefusalError> for Error {
+    fn from(error: RefusalError) -> Self {
+        Self::invalid("making a refusal").with_source(error)
+    }
+}
+
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         Self::new(error.io_kind(), error)
@@ -386,6 +423,19 @@ mod tests {
             "hop 0, dial: connecting (peer 10.0.0.1:15008): connection refused; \
              check the address, that the peer listens, and network policies on its port"
         );
+    }
+
+    #[test]
+    fn an_error_stays_as_small_as_a_pointer() {
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+    }
+
+    #[test]
+    fn context_keeps_all_else() {
+        let error = Error::new(ErrorKind::Reset(8), Layer::Tunnel, Side::Remote, "reading").with_peer("p").with_hop(1);
+        let error = error.with_context("copying").with_context("a session of tenant 7");
+        assert_eq!((error.kind(), error.peer(), error.hop()), (&ErrorKind::Reset(8), Some("p"), Some(1)));
+        assert!(error.to_string().starts_with("hop 1, tunnel: a session of tenant 7: copying: reading (peer p)"));
     }
 
     #[test]

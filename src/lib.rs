@@ -146,7 +146,7 @@ pub use crate::config::Config;
 pub use crate::error::{Error, ErrorKind, Layer, Result, Side};
 pub use crate::identity::{AcceptedIdentities, SpiffeId, SpiffeIdError, TrustDomain, TrustDomains};
 pub use crate::path::{DirectHop, Path, Reuse, TunnelledHop};
-pub use crate::refusal::{Refusal, RefusalReason};
+pub use crate::refusal::{Refusal, RefusalError, RefusalReason};
 pub use crate::target::DialTarget;
 pub use crate::tunnel::{ResetReason, TunnelRecv, TunnelSend, TunnelStream};
 

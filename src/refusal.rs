@@ -2,18 +2,58 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::LazyLock;
+use std::time::Duration;
 
+use bytes::Bytes;
 use http::StatusCode;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 /// A CONNECT turned down: what the server sends and what the client's [`Error`](crate::Error) carries.
 ///
-/// On the wire it is the status and a `proxy-status` field (RFC 9209) with the reason and the details. A refusal from a
-/// peer that sends no such field has [`RefusalReason::Unspecified`].
+/// On the wire it is the status and a `proxy-status` field (RFC 9209) with the reason and the details; beside them any other
+/// headers and a short body. A refusal from a peer that sends no such field has [`RefusalReason::Unspecified`].
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use hbone::{Refusal, RefusalReason};
+/// use http::{HeaderName, HeaderValue, StatusCode};
+///
+/// let refusal = Refusal::new(RefusalReason::ConnectionLimitReached)
+///     .with_status(StatusCode::TOO_MANY_REQUESTS)?
+///     .with_header(HeaderName::from_static("retry-after"), HeaderValue::from_static("3"))?
+///     .with_details("100 tunnels are open");
+/// assert_eq!(refusal.retry_after(), Some(Duration::from_secs(3)));
+/// # Ok::<(), hbone::RefusalError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     status: StatusCode,
     reason: RefusalReason,
     details: Option<String>,
+    /// Boxed, as few have any.
+    content: Option<Box<Content>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Content {
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// What can't be part of a [`Refusal`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RefusalError {
+    /// A status below 300: of an answer that is not final, or that opens the tunnel.
+    Status(StatusCode),
+    /// A header that HTTP/2 forbids, that says how long the body is, or `proxy-status`, which the refusal writes itself.
+    Header(HeaderName),
+    /// More headers than a [`HeaderMap`] holds.
+    TooManyHeaders,
+    /// A body of over 16 KiB.
+    BodyTooLong,
 }
 
 /// The reasons of a refusal: proxy error types of RFC 9209, section 2.3.
@@ -70,10 +110,67 @@ const TABLE: &[(RefusalReason, &str, StatusCode)] = &[
     (RefusalReason::Internal, "proxy_internal_error", StatusCode::SERVICE_UNAVAILABLE),
 ];
 
+/// The longest body, in both directions.
+pub(crate) const MAX_BODY: usize = 16 << 10;
+
+/// Headers about the connection or the body's length, and the one that is written from reason and details.
+const NOT_CARRIED: &[&str] = &[
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-status",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
 impl Refusal {
     /// A refusal with the status that belongs to `reason`.
     pub fn new(reason: RefusalReason) -> Self {
-        Self { status: reason.status(), reason, details: None }
+        Self { status: reason.status(), reason, details: None, content: None }
+    }
+
+    /// Sets another status than that of the reason.
+    ///
+    /// # Errors
+    ///
+    /// [`RefusalError::Status`] when it is below 300.
+    pub fn with_status(mut self, status: StatusCode) -> Result<Self, RefusalError> {
+        if status.as_u16() < 300 {
+            return Err(RefusalError::Status(status));
+        }
+        self.status = status;
+        Ok(self)
+    }
+
+    /// Adds a header, such as `retry-after`. One that is there already keeps its values and gets one more.
+    ///
+    /// # Errors
+    ///
+    /// [`RefusalError::Header`] for `proxy-status`, `content-length` and the headers that HTTP/2 forbids;
+    /// [`RefusalError::TooManyHeaders`].
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Result<Self, RefusalError> {
+        if NOT_CARRIED.contains(&name.as_str()) {
+            return Err(RefusalError::Header(name));
+        }
+        let headers = &mut self.content.get_or_insert_default().headers;
+        headers.try_append(name, value).map_err(|_| RefusalError::TooManyHeaders)?;
+        Ok(self)
+    }
+
+    /// Sets a body, for a client that shows it to somebody; a `content-type` goes well with it.
+    ///
+    /// # Errors
+    ///
+    /// [`RefusalError::BodyTooLong`] when it has over 16 KiB.
+    pub fn with_body(mut self, body: impl Into<Bytes>) -> Result<Self, RefusalError> {
+        let body = body.into();
+        if body.len() > MAX_BODY {
+            return Err(RefusalError::BodyTooLong);
+        }
+        self.content.get_or_insert_default().body = body;
+        Ok(self)
     }
 
     /// Says more, for the person who reads the client's log. It travels inside the mutual TLS of the hop only.
@@ -84,7 +181,15 @@ impl Refusal {
 
     /// A refusal as a peer sent it.
     pub(crate) fn received(status: StatusCode, reason: RefusalReason, details: Option<String>) -> Self {
-        Self { status, reason, details }
+        Self { status, reason, details, content: None }
+    }
+
+    /// Adds what came beside that.
+    pub(crate) fn with_content(mut self, headers: &HeaderMap, body: Bytes) -> Self {
+        let carried = headers.iter().filter(|(name, _)| !NOT_CARRIED.contains(&name.as_str()));
+        let headers: HeaderMap = carried.map(|(name, value)| (name.clone(), value.clone())).collect();
+        self.content = (!headers.is_empty() || !body.is_empty()).then(|| Box::new(Content { headers, body }));
+        self
     }
 
     /// The HTTP status.
@@ -100,6 +205,26 @@ impl Refusal {
     /// What the refusing side added.
     pub fn details(&self) -> Option<&str> {
         self.details.as_deref()
+    }
+
+    /// The headers beside `proxy-status`, without those about connection and length.
+    pub fn headers(&self) -> &HeaderMap {
+        static NONE: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+        self.content.as_ref().map_or(&NONE, |content| &content.headers)
+    }
+
+    /// The body, of a received refusal its first 16 KiB, as far as they came within a second. Empty without one.
+    pub fn body(&self) -> &Bytes {
+        static NONE: Bytes = Bytes::new();
+        self.content.as_ref().map_or(&NONE, |content| &content.body)
+    }
+
+    /// When to try again, where the `retry-after` header says so in seconds (RFC 9110, section 10.2.3).
+    pub fn retry_after(&self) -> Option<Duration> {
+        let seconds = self.headers().get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+        // `parse` takes a sign, which the header must not have.
+        let digits = seconds.bytes().all(|byte| byte.is_ascii_digit());
+        digits.then(|| seconds.parse().ok().map(Duration::from_secs)).flatten()
     }
 }
 
@@ -126,6 +251,19 @@ impl RefusalReason {
     }
 }
 
+impl fmt::Display for RefusalError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "{} is not the status of a refusal", status.as_u16()),
+            Self::Header(name) => write!(f, "a refusal does not carry the header {name}"),
+            Self::TooManyHeaders => f.write_str("there are too many headers"),
+            Self::BodyTooLong => f.write_str("the body of a refusal may have 16 KiB"),
+        }
+    }
+}
+
+impl std::error::Error for RefusalError {}
+
 impl fmt::Display for RefusalReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.token())
@@ -139,5 +277,63 @@ impl fmt::Display for Refusal {
             Some(details) => write!(f, " ({details})"),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn with_retry_after(value: &str) -> Refusal {
+        let value = HeaderValue::from_str(value).unwrap();
+        Refusal::new(RefusalReason::ConnectionLimitReached).with_header(header::RETRY_AFTER, value).unwrap()
+    }
+
+    #[rstest]
+    #[case("0", Some(0))]
+    #[case("120", Some(120))]
+    #[case(" 7 ", Some(7))]
+    #[case("", None)]
+    #[case("-1", None)]
+    #[case("+1", None)]
+    #[case("1.5", None)]
+    #[case("99999999999999999999", None)]
+    #[case("Fri, 31 Dec 1999 23:59:59 GMT", None)]
+    fn retry_after_is_read_in_seconds(#[case] value: &str, #[case] seconds: Option<u64>) {
+        assert_eq!(with_retry_after(value).retry_after(), seconds.map(Duration::from_secs));
+    }
+
+    #[rstest]
+    #[case(100)]
+    #[case(200)]
+    #[case(204)]
+    fn a_status_that_is_no_refusal_is_not_taken(#[case] status: u16) {
+        let status = StatusCode::from_u16(status).unwrap();
+        assert_eq!(Refusal::new(RefusalReason::Denied).with_status(status), Err(RefusalError::Status(status)));
+    }
+
+    #[rstest]
+    #[case("connection")]
+    #[case("content-length")]
+    #[case("proxy-status")]
+    #[case("transfer-encoding")]
+    fn a_header_that_can_not_be_carried_is_not_taken(#[case] name: HeaderName) {
+        let refusal = Refusal::new(RefusalReason::Denied);
+        let result = refusal.with_header(name.clone(), HeaderValue::from_static("x"));
+        assert_eq!(result, Err(RefusalError::Header(name)));
+    }
+
+    #[test]
+    fn a_body_is_bounded() {
+        let refusal = |length| Refusal::new(RefusalReason::Denied).with_body(vec![b'x'; length]);
+        assert_eq!(refusal(MAX_BODY).unwrap().body().len(), MAX_BODY);
+        assert_eq!(refusal(MAX_BODY + 1), Err(RefusalError::BodyTooLong));
+    }
+
+    #[test]
+    fn a_refusal_without_content_is_small() {
+        assert!(size_of::<Refusal>() <= 72, "{}", size_of::<Refusal>());
     }
 }

@@ -7,6 +7,9 @@ use std::sync::{Arc, OnceLock};
 
 use http::HeaderValue;
 
+use super::quoted;
+use crate::error::{Error, Result};
+
 /// The most that is read and written, in bytes over all lines. W3C Baggage ("Limits") asks for no more.
 const MAX_BYTES: usize = 8192;
 /// The most list members that are read, unknown ones included. W3C Baggage ("Limits") asks for no more.
@@ -28,10 +31,11 @@ const ZONE: &str = "cloud.availability_zone";
 /// On a request it describes the source; on a 200 the workload that the tunnel ended at, which a client that went
 /// through a gateway does not know otherwise. A value is never empty: setting an empty one leaves the field absent.
 ///
-/// Reading stops after 8192 bytes or 64 members, counted over all lines. Members with other keys and properties (what
-/// follows a `;`) are ignored, and so are members without a value; of two members with the same meaning the last one
-/// counts. Values are percent-decoded; what is no UTF-8 and control characters become U+FFFD, so that a value can't
-/// break a line of a log. Writing leaves out a member that would not fit in 8192 bytes.
+/// Reading stops after 8192 bytes or 64 members, counted over all lines. Members with other keys are kept as they came, and
+/// [`member`](Self::member) reads them. Of two members with the same meaning the last one counts; members without a value,
+/// and the properties (what follows a `;`) of known ones, are ignored. Values are percent-decoded; what is not UTF-8 and
+/// control characters become U+FFFD, so that a value can't break a line of a log. Writing leaves out a member that would not
+/// fit in 8192 bytes.
 ///
 /// ```
 /// use hbone::metadata::{Baggage, WorkloadType};
@@ -61,6 +65,8 @@ struct Fields {
     service_version: Option<String>,
     region: Option<String>,
     zone: Option<String>,
+    /// Members with other keys, as they came.
+    others: Vec<String>,
 }
 
 /// The kind of Kubernetes object that a workload's name belongs to; a part of its key, as in `k8s.pod.name`.
@@ -183,12 +189,42 @@ impl Baggage {
         self.fields().zone.as_deref()
     }
 
+    /// Sets a member with a key of your own, in place of one that has the key already. An empty value takes it away.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the key is not a token (RFC 9110, section 5.6.2), or
+    /// has a setter of its own.
+    pub fn with_member(mut self, key: &str, value: impl AsRef<str>) -> Result<Self> {
+        let refused = |cause| Err(Error::invalid(format!("setting the baggage member {key:?}")).with_source(cause));
+        if key.is_empty() || !key.bytes().all(quoted::is_token_byte) {
+            return refused("its key is not a token");
+        }
+        if is_known(key) {
+            return refused("it has a setter of its own");
+        }
+        let others = &mut self.fields_mut().others;
+        others.retain(|member| split_member(member).is_none_or(|(other, _)| other != key));
+        if !value.as_ref().is_empty() {
+            let mut member = format!("{key}=");
+            encode(value.as_ref(), &mut member);
+            others.push(member);
+        }
+        Ok(self)
+    }
+
+    /// The decoded value of a member with another key than those above, without its properties.
+    pub fn member(&self, key: &str) -> Option<String> {
+        let values = self.fields().others.iter().filter_map(|member| split_member(member));
+        present(decode(values.filter(|(other, _)| *other == key).last()?.1.as_bytes()))
+    }
+
     /// Whether there is nothing in it; such a header is not sent.
     pub fn is_empty(&self) -> bool {
         *self.fields() == Fields::default()
     }
 
-    /// `None` when nothing in the lines is known here.
+    /// `None` when nothing in the lines has one of the known keys.
     pub(super) fn read<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Option<Self> {
         let mut baggage = Self::default();
         let (mut bytes, mut members) = (0, 0);
@@ -201,16 +237,21 @@ impl Baggage {
             bytes += ",".len();
             baggage.read_member(member);
         }
-        Some(baggage).filter(|b| !b.is_empty())
+        let knows_none = Fields { others: baggage.fields().others.clone(), ..Fields::default() } == *baggage.fields();
+        (!knows_none).then_some(baggage)
     }
 
-    fn read_member(&mut self, member: &[u8]) {
-        let member = member.split(|b| *b == b';').next().unwrap_or_default();
+    fn read_member(&mut self, text: &[u8]) {
+        let member = text.split(|b| *b == b';').next().unwrap_or_default();
         let Some(equals) = member.iter().position(|b| *b == b'=') else { return };
         let Ok(key) = str::from_utf8(member[..equals].trim_ascii()) else { return };
+        let fields = self.fields_mut();
+        if !is_known(key) {
+            fields.others.extend(str::from_utf8(text.trim_ascii()).ok().map(str::to_owned));
+            return;
+        }
         let workload_type = WorkloadType::ALL.into_iter().find(|t| t.key() == key);
         let Some(value) = present(decode(member[equals + 1..].trim_ascii())) else { return };
-        let fields = self.fields_mut();
         match (key, workload_type) {
             (_, Some(workload_type)) => fields.workload = Some((workload_type, value)),
             (CLUSTER, _) => fields.cluster = Some(value),
@@ -239,18 +280,26 @@ impl Baggage {
             (ZONE, self.zone()),
         ];
         let mut line = String::with_capacity(128);
-        for (key, value) in members {
-            let Some(value) = value else { continue };
+        let mut push = |write: &dyn Fn(&mut String)| {
             let before = line.len();
             if !line.is_empty() {
                 line.push(',');
             }
-            line.push_str(key);
-            line.push('=');
-            encode(value, &mut line);
+            write(&mut line);
             if line.len() > MAX_BYTES {
                 line.truncate(before);
             }
+        };
+        for (key, value) in members {
+            let Some(value) = value else { continue };
+            push(&|line| {
+                line.push_str(key);
+                line.push('=');
+                encode(value, line);
+            });
+        }
+        for member in &self.fields().others {
+            push(&|line| line.push_str(member));
         }
         if line.is_empty() { None } else { HeaderValue::try_from(line).ok() }
     }
@@ -274,6 +323,17 @@ impl fmt::Debug for Baggage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Baggage").field(self.fields()).finish()
     }
+}
+
+fn is_known(key: &str) -> bool {
+    [CLUSTER, NAMESPACE, SERVICE_NAME, SERVICE_VERSION, REGION, ZONE].contains(&key)
+        || WorkloadType::ALL.into_iter().any(|workload_type| workload_type.key() == key)
+}
+
+/// Key and value of a member, without its properties.
+fn split_member(member: &str) -> Option<(&str, &str)> {
+    let (key, value) = member.split(';').next()?.split_once('=')?;
+    Some((key.trim(), value.trim()))
 }
 
 fn present(value: String) -> Option<String> {
@@ -374,6 +434,32 @@ mod tests {
         let baggage = read(lines);
         assert_eq!(baggage.cluster(), cluster);
         assert_eq!(baggage.is_empty(), cluster.is_none());
+    }
+
+    #[test]
+    fn unknown_members_are_kept_and_can_be_read_and_set() {
+        let baggage = read(&["tenant=acme%20inc;prop=1,k8s.cluster.name=c", "x=1, x = 2"]);
+        assert_eq!(baggage.member("tenant").as_deref(), Some("acme inc"));
+        assert_eq!((baggage.member("x").as_deref(), baggage.member("y")), (Some("2"), None));
+        let changed = baggage.with_zone("z").with_member("x", "a,b").unwrap().with_member("y", "").unwrap();
+        let line = "k8s.cluster.name=c,cloud.availability_zone=z,tenant=acme%20inc;prop=1,x=a%2Cb";
+        assert_eq!(changed.write().unwrap(), line);
+        assert_eq!(read(&[line]), changed);
+        let none =
+            changed.with_member("tenant", "").unwrap().with_member("x", "").unwrap().with_cluster("").with_zone("");
+        assert!(none.is_empty());
+    }
+
+    #[rstest]
+    #[case("")]
+    #[case("two words")]
+    #[case("a=b")]
+    #[case("a;b")]
+    #[case("ü")]
+    #[case("k8s.cluster.name")]
+    #[case("k8s.pod.name")]
+    fn a_key_that_can_not_be_set_is_refused(#[case] key: &str) {
+        assert!(Baggage::default().with_member(key, "v").is_err());
     }
 
     #[test]

@@ -57,7 +57,7 @@ const NOT_CARRIED: &[&str] = &[
     "upgrade",
 ];
 
-/// Headers that have a setter of their own.
+/// Headers with a typed view.
 const TYPED: [HeaderName; 6] =
     [BAGGAGE, FORWARDED, TRACEPARENT, X_FORWARDED_NETWORK, X_HBONE_BACKEND, X_HBONE_BACKENDS];
 
@@ -65,9 +65,9 @@ const MAX_NETWORK: usize = 255;
 
 /// What a CONNECT, or the 200 that answers it, says beside the target.
 ///
-/// A received one never fails to be read. A header that can't be read counts as absent in the typed view and stays in
-/// [`Metadata::other`], so that it is not lost; of one that can be read, only what its type holds is written again. No
-/// part of it is proven by the peer's certificate.
+/// A received one never fails to be read, and is written again as it came, header by header: what the typed view does not
+/// know of a header is not lost as long as that header is not set anew. A header that can't be read counts as absent in the
+/// typed view and stays in [`Metadata::other`]. No part of it is proven by the peer's certificate.
 ///
 /// ```
 /// use hbone::metadata::{Baggage, Metadata};
@@ -83,7 +83,7 @@ const MAX_NETWORK: usize = 255;
 /// assert_eq!(Metadata::from_headers(&headers), metadata);
 /// # Ok::<(), hbone::Error>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Metadata {
     baggage: Option<Baggage>,
     forwarded: Option<Forwarded>,
@@ -91,27 +91,29 @@ pub struct Metadata {
     forwarded_network: Option<String>,
     backend: Option<BackendToken>,
     known_backends: Vec<BackendToken>,
+    /// Of the headers that have been read, those that say more than their typed view, or say it differently.
+    verbatim: HeaderMap,
     other: HeaderMap,
 }
 
 impl Metadata {
     /// Sets what this side says of its workload. An empty one takes the header away.
     pub fn with_baggage(mut self, baggage: Baggage) -> Self {
-        self.other.remove(BAGGAGE);
+        self.forget(&BAGGAGE);
         self.baggage = Some(baggage).filter(|b| !b.is_empty());
         self
     }
 
     /// Sets for whom the tunnel is opened. An empty one takes the header away.
     pub fn with_forwarded(mut self, forwarded: Forwarded) -> Self {
-        self.other.remove(FORWARDED);
+        self.forget(&FORWARDED);
         self.forwarded = Some(forwarded).filter(|f| !f.is_empty());
         self
     }
 
     /// Sets the trace that the tunnel belongs to.
     pub fn with_traceparent(mut self, traceparent: Traceparent) -> Self {
-        self.other.remove(TRACEPARENT);
+        self.forget(&TRACEPARENT);
         self.traceparent = Some(traceparent);
         self
     }
@@ -129,14 +131,14 @@ impl Metadata {
             let cause = "it must be 1 to 255 bytes of visible ASCII";
             return Err(Error::invalid(format!("setting the network {network:?}")).with_source(cause));
         }
-        self.other.remove(X_FORWARDED_NETWORK);
+        self.forget(&X_FORWARDED_NETWORK);
         self.forwarded_network = Some(network);
         Ok(self)
     }
 
     /// Sets which backend the tunnel leads to. It belongs in the 200 of a gateway.
     pub fn with_backend(mut self, backend: BackendToken) -> Self {
-        self.other.remove(X_HBONE_BACKEND);
+        self.forget(&X_HBONE_BACKEND);
         self.backend = Some(backend);
         self
     }
@@ -146,25 +148,31 @@ impl Metadata {
     ///
     /// The first 128 are sent, since a peer limits how large the headers may be; put those first that matter most.
     pub fn with_known_backends(mut self, backends: impl IntoIterator<Item = BackendToken>) -> Self {
-        self.other.remove(X_HBONE_BACKENDS);
+        self.forget(&X_HBONE_BACKENDS);
         self.known_backends = backends.into_iter().take(backend::MAX_TOKENS).collect();
         self
     }
 
-    /// Adds a header that this crate has no type for. One that is there already keeps its values and gets one more.
+    /// Adds a header as it is: one that this crate has no type for, or a ready-made `baggage`, for instance. One that is
+    /// there already keeps its values and gets one more; of the headers with a typed view, the new value takes the place of
+    /// the old one, and is sent as it is whether or not it can be read.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for the headers that have a setter of their own, for
-    /// `proxy-status` and `content-length`, and for those that HTTP/2 forbids: `connection`, `host`, `keep-alive`,
-    /// `proxy-connection`, `te`, `transfer-encoding`, `upgrade`. Also when there are too many headers for a [`HeaderMap`].
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for `proxy-status` and `content-length`, and for the
+    /// headers that HTTP/2 forbids: `connection`, `host`, `keep-alive`, `proxy-connection`, `te`, `transfer-encoding`,
+    /// `upgrade`. Also when there are too many headers for a [`HeaderMap`].
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Result<Self> {
         let refused = |cause| Err(Error::invalid(format!("setting the header {name}")).with_source(cause));
         if !is_carried(&name) {
             return refused("a tunnel does not carry it");
         }
         if TYPED.contains(&name) {
-            return refused("it has a setter of its own");
+            self.forget(&name);
+            let mut headers = HeaderMap::with_capacity(1);
+            headers.insert(name.clone(), value);
+            self.read(&name, &headers);
+            return Ok(self);
         }
         match self.other.try_append(&name, value) {
             Ok(_) => Ok(self),
@@ -202,7 +210,7 @@ impl Metadata {
         &self.known_backends
     }
 
-    /// All other headers, as they came: those without a type here, and typed ones that could not be read.
+    /// All other headers, as they came: those without a typed view, and those whose typed view could not be read.
     pub fn other(&self) -> &HeaderMap {
         &self.other
     }
@@ -213,17 +221,12 @@ impl Metadata {
     /// A `traceparent`, `x-forwarded-network` or `x-hbone-backend` with several values counts as one that can't be read. Of
     /// all `x-hbone-backends` together, what is a token is read, up to 128 of them.
     pub fn from_headers(headers: &HeaderMap) -> Self {
-        let mut metadata = Self {
-            baggage: Baggage::read(headers.get_all(BAGGAGE)),
-            forwarded: headers.get(FORWARDED).and_then(Forwarded::read),
-            traceparent: only(headers, TRACEPARENT).and_then(Traceparent::read),
-            forwarded_network: only(headers, X_FORWARDED_NETWORK).filter(|n| valid_network(n)).map(str::to_owned),
-            backend: only(headers, X_HBONE_BACKEND).and_then(BackendToken::read),
-            known_backends: BackendToken::read_list(headers.get_all(X_HBONE_BACKENDS)),
-            other: HeaderMap::new(),
-        };
+        let mut metadata = Self::default();
+        for name in TYPED.iter().filter(|name| headers.contains_key(*name)) {
+            metadata.read(name, headers);
+        }
         for (name, value) in headers {
-            if is_carried(name) && !metadata.is_typed(name) {
+            if is_carried(name) && !TYPED.contains(name) {
                 append(&mut metadata.other, name, value);
             }
         }
@@ -232,38 +235,79 @@ impl Metadata {
 
     /// Writes the headers, in place of those that `headers` already has under the same names.
     pub fn write_to(&self, headers: &mut HeaderMap) {
-        let typed = [
-            (BAGGAGE, self.baggage.as_ref().and_then(Baggage::write)),
-            (FORWARDED, self.forwarded.as_ref().and_then(Forwarded::write)),
-            (TRACEPARENT, self.traceparent.map(|t| t.write())),
-            (X_FORWARDED_NETWORK, self.forwarded_network.as_ref().and_then(|n| HeaderValue::try_from(n).ok())),
-            (X_HBONE_BACKEND, self.backend.as_ref().and_then(BackendToken::write)),
-            (X_HBONE_BACKENDS, BackendToken::write_list(&self.known_backends)),
-        ];
-        for name in self.other.keys() {
-            headers.remove(name);
-        }
-        for (name, value) in typed {
-            if let Some(value) = value {
+        for name in TYPED {
+            if let Some(value) = self.typed(&name).filter(|_| !self.verbatim.contains_key(&name)) {
                 // As in `append`.
                 let _ = headers.try_insert(name, value);
             }
         }
-        for (name, value) in &self.other {
-            append(headers, name, value);
+        for map in [&self.verbatim, &self.other] {
+            for name in map.keys() {
+                headers.remove(name);
+            }
+            for (name, value) in map {
+                append(headers, name, value);
+            }
         }
     }
 
-    /// Whether the typed view holds what this header says.
-    fn is_typed(&self, name: &HeaderName) -> bool {
-        (*name == BAGGAGE && self.baggage.is_some())
-            || (*name == FORWARDED && self.forwarded.is_some())
-            || (*name == TRACEPARENT && self.traceparent.is_some())
-            || (*name == X_FORWARDED_NETWORK && self.forwarded_network.is_some())
-            || (*name == X_HBONE_BACKEND && self.backend.is_some())
-            || (*name == X_HBONE_BACKENDS && !self.known_backends.is_empty())
+    /// Takes one of the typed headers from `headers`.
+    fn read(&mut self, name: &HeaderName, headers: &HeaderMap) {
+        match name.as_str() {
+            "baggage" => self.baggage = Baggage::read(headers.get_all(BAGGAGE)),
+            "forwarded" => self.forwarded = headers.get(FORWARDED).and_then(Forwarded::read),
+            "traceparent" => self.traceparent = only(headers, name).and_then(Traceparent::read),
+            "x-forwarded-network" => {
+                self.forwarded_network = only(headers, name).filter(|n| valid_network(n)).map(str::to_owned);
+            }
+            "x-hbone-backend" => self.backend = only(headers, name).and_then(BackendToken::read),
+            "x-hbone-backends" => self.known_backends = BackendToken::read_list(headers.get_all(X_HBONE_BACKENDS)),
+            _ => {}
+        }
+        let typed = self.typed(name);
+        let mut values = headers.get_all(name).iter();
+        if typed.is_some() && (values.next(), values.next()) == (typed.as_ref(), None) {
+            return;
+        }
+        let map = if typed.is_some() { &mut self.verbatim } else { &mut self.other };
+        for value in headers.get_all(name) {
+            append(map, name, value);
+        }
+    }
+
+    /// What the typed view of this header says, as a header.
+    fn typed(&self, name: &HeaderName) -> Option<HeaderValue> {
+        match name.as_str() {
+            "baggage" => self.baggage.as_ref().and_then(Baggage::write),
+            "forwarded" => self.forwarded.as_ref().and_then(Forwarded::write),
+            "traceparent" => self.traceparent.map(|traceparent| traceparent.write()),
+            "x-forwarded-network" => self.forwarded_network.as_ref().and_then(|n| HeaderValue::try_from(n).ok()),
+            "x-hbone-backend" => self.backend.as_ref().and_then(BackendToken::write),
+            "x-hbone-backends" => BackendToken::write_list(&self.known_backends),
+            _ => None,
+        }
+    }
+
+    /// Makes room for another value of one of the typed headers.
+    fn forget(&mut self, name: &HeaderName) {
+        self.verbatim.remove(name);
+        self.other.remove(name);
     }
 }
+
+/// Equal when they are written as the same headers.
+impl PartialEq for Metadata {
+    fn eq(&self, other: &Self) -> bool {
+        let written = |metadata: &Self| {
+            let mut headers = HeaderMap::new();
+            metadata.write_to(&mut headers);
+            headers
+        };
+        written(self) == written(other)
+    }
+}
+
+impl Eq for Metadata {}
 
 fn is_carried(name: &HeaderName) -> bool {
     !NOT_CARRIED.contains(&name.as_str())
@@ -274,7 +318,7 @@ fn valid_network(network: &str) -> bool {
 }
 
 /// The value of a header that may stand there once only.
-fn only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => value.to_str().ok(),
@@ -392,15 +436,56 @@ mod tests {
         assert_eq!(Metadata::from_headers(&headers(&[(name, "x")])), Metadata::default());
     }
 
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03";
+
     #[rstest]
-    #[case(BAGGAGE)]
-    #[case(FORWARDED)]
-    #[case(TRACEPARENT)]
-    #[case(X_FORWARDED_NETWORK)]
-    #[case(X_HBONE_BACKEND)]
-    #[case(X_HBONE_BACKENDS)]
-    fn typed_headers_have_no_second_way_in(#[case] name: HeaderName) {
-        assert!(Metadata::default().with_header(name, HeaderValue::from_static("x")).is_err());
+    #[case::baggage(&[("baggage", "k8s.cluster.name=c1,tenant=acme;prop=1")])]
+    #[case::several_lines(&[("baggage", "k8s.cluster.name=c1"), ("baggage", "tenant=acme")])]
+    #[case::properties(&[("baggage", " k8s.cluster.name = c1 ; ttl=3")])]
+    #[case::other_spelling(&[("baggage", "k8s.pod.name=a%2Db")])]
+    #[case::forwarded(&[("forwarded", "for=\"10.0.0.5:1\";proto=http;by=gw, for=unknown")])]
+    #[case::flags(&[("traceparent", PARENT)])]
+    #[case::version(&[("traceparent", "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later")])]
+    #[case::backends(&[("x-hbone-backends", "a, no token"), ("x-hbone-backends", "b")])]
+    fn what_is_understood_in_part_is_written_as_it_came(#[case] lines: &[(&str, &str)]) {
+        let headers = headers(lines);
+        let metadata = Metadata::from_headers(&headers);
+        assert!(metadata.other().is_empty(), "it can be read");
+        assert_eq!(written(&metadata), headers);
+        assert_eq!(Metadata::from_headers(&written(&metadata)), metadata);
+    }
+
+    #[rstest]
+    #[case(BAGGAGE, "k8s.cluster.name=c1,tenant=acme")]
+    #[case(FORWARDED, "for=unknown;host=h")]
+    #[case(TRACEPARENT, PARENT)]
+    #[case(X_FORWARDED_NETWORK, "n")]
+    #[case(X_HBONE_BACKEND, "b1")]
+    #[case(X_HBONE_BACKENDS, "b1,b2")]
+    fn a_typed_header_can_be_given_ready_made(#[case] name: HeaderName, #[case] value: &'static str) {
+        let given = HeaderValue::from_static(value);
+        let unreadable = HeaderValue::from_static("; ,");
+        for earlier in [None, Some(&given), Some(&unreadable)] {
+            let metadata = earlier.map_or(Ok(Metadata::default()), |earlier| {
+                Metadata::default().with_header(name.clone(), earlier.clone())
+            });
+            let metadata = metadata.unwrap().with_header(name.clone(), given.clone()).unwrap();
+            assert_eq!(written(&metadata), headers(&[(name.as_str(), value)]));
+            assert!(metadata.other().is_empty(), "it can be read");
+        }
+        let metadata = Metadata::default().with_header(name.clone(), given).unwrap();
+        let metadata = metadata.with_header(name.clone(), unreadable).unwrap();
+        assert_eq!(written(&metadata), headers(&[(name.as_str(), "; ,")]));
+    }
+
+    #[test]
+    fn setting_a_header_anew_forgets_what_came_with_it() {
+        let read = Metadata::from_headers(&headers(&[("forwarded", "host=h;proto=http"), ("traceparent", PARENT)]));
+        let forwarded = Forwarded::default().with_host("i").unwrap();
+        assert_eq!(
+            written(&read.with_forwarded(forwarded)),
+            headers(&[("forwarded", "host=i"), ("traceparent", PARENT)])
+        );
     }
 
     #[test]
@@ -409,7 +494,6 @@ mod tests {
         let tokens =
             |metadata: &Metadata| metadata.known_backends().iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(tokens(&Metadata::from_headers(&read)), ["a", "b"]);
-        assert_eq!(written(&Metadata::from_headers(&read)), headers(&[("x-hbone-backends", "a, b")]));
 
         let many = Metadata::default().with_known_backends((0..200).map(|n| n.to_string().parse().unwrap()));
         assert_eq!(tokens(&many), (0..128).map(|n| n.to_string()).collect::<Vec<_>>());

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 /// The place of a tunnel in a distributed trace: the `traceparent` header (W3C Trace Context, section 3.2).
 ///
 /// It lets the logs of both ends of a tunnel be brought together. Written in version 00; a later version is read as far
-/// as version 00 goes (section 3.2.4). Of the flags only `sampled` is kept.
+/// as version 00 goes (section 3.2.4). Of the flags it holds only `sampled`.
 ///
 /// ```
 /// use hbone::metadata::Traceparent;
@@ -35,9 +35,9 @@ impl Traceparent {
         (trace_id != [0; 16] && parent_id != [0; 8]).then_some(Self { trace_id, parent_id, sampled })
     }
 
-    /// Starts a new trace, not sampled. Equal seeds give equal traces.
-    pub fn random(rng: &mut fastrand::Rng) -> Self {
-        Self { trace_id: rng.u128(1..).to_be_bytes(), parent_id: rng.u64(1..).to_be_bytes(), sampled: false }
+    /// Starts a new trace, not sampled, with ids made of these random numbers. Zeros count as ones, as no id may be zero.
+    pub fn from_random(trace: u128, parent: u64) -> Self {
+        Self { trace_id: trace.max(1).to_be_bytes(), parent_id: parent.max(1).to_be_bytes(), sampled: false }
     }
 
     /// The id of the whole trace; not all zeros.
@@ -174,12 +174,13 @@ mod tests {
     }
 
     #[test]
-    fn random_ones_are_reproducible_and_differ() {
-        let (mut one, mut two) = (fastrand::Rng::with_seed(7), fastrand::Rng::with_seed(7));
-        let first = Traceparent::random(&mut one);
-        assert_eq!(first, Traceparent::random(&mut two));
-        assert_ne!(first, Traceparent::random(&mut one));
-        assert!(!first.is_sampled());
+    fn a_new_trace_has_the_ids_of_its_random_numbers() {
+        let trace = Traceparent::from_random(7, 8);
+        assert_eq!(Some(trace), Traceparent::new(7_u128.to_be_bytes(), 8_u64.to_be_bytes(), false));
+        assert_ne!(trace, Traceparent::from_random(7, 9));
+        assert_ne!(trace, Traceparent::from_random(6, 8));
+        let zeros = Traceparent::from_random(0, 0);
+        assert_eq!(zeros.to_string().parse::<Traceparent>().unwrap(), zeros);
     }
 
     proptest! {

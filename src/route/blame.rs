@@ -4,7 +4,7 @@ use http::StatusCode;
 
 use super::{Backend, Route};
 use crate::balance::health::HealthKey;
-use crate::error::{Error, ErrorKind, Layer};
+use crate::error::{Error, ErrorKind, Layer, Side};
 
 /// Refusals by which the far side says something of itself, unlike the other ones of the class 4xx, which speak of the
 /// request: not found, request timeout, misdirected request, too early, too many requests.
@@ -18,7 +18,7 @@ const ABOUT_THE_FAR_SIDE: [StatusCode; 5] = [
 
 /// Whether another endpoint may cure a CONNECT that failed before its 200.
 ///
-/// Not when the reason is on this side: what is asked for, the own certificate or a resource of this machine, or that there
+/// Not when the reason is on this side: what is asked for, our own certificate or a resource of this machine, or that there
 /// is no way. Neither when the far side refused it for what it is, with a status such as 400 or 401: with 4xx, except 404,
 /// 408, 421, 425 and 429. All else may be another one's to cure: not reached, no answer in time, somebody else or something
 /// other than HBONE at that address, a reset, GOAWAY, the end of the connection, a refusal with 5xx.
@@ -41,6 +41,7 @@ pub fn is_retryable(error: &Error) -> bool {
         | ErrorKind::Reset(_)
         | ErrorKind::GoAway(_)
         | ErrorKind::Closed => true,
+        ErrorKind::Other => error.side() == Side::Remote,
     }
 }
 

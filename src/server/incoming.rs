@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, Response};
 use tokio::time::Instant;
 
 use crate::authority::Authority;
@@ -108,7 +108,8 @@ impl Incoming {
         });
     }
 
-    /// Turns it down with a status and a reason that a program can read (`proxy-status`, RFC 9209).
+    /// Turns it down: status, headers and body of the refusal, and a reason that a program can read (`proxy-status`,
+    /// RFC 9209).
     pub fn reject(mut self, refusal: &Refusal) {
         if let Some((recv, respond)) = self.parts.take() {
             notify_unopened(&self.shared, &self.authority, self.stream, Some(refusal), self.since);
@@ -125,14 +126,15 @@ pub(super) fn refuse(
     refusal: &Refusal,
 ) {
     let mut response = Response::new(());
-    // A refusal with a status of success would open the tunnel.
-    *response.status_mut() = match refusal.status() {
-        status if status.is_client_error() || status.is_server_error() => status,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    response.headers_mut().insert(PROXY_STATUS, proxy_status::encode(refusal));
-    // Fails only when the peer has canceled the request by now.
-    if respond.send_response(response, true).is_ok() && !recv.is_end_stream() {
+    *response.status_mut() = refusal.status();
+    *response.headers_mut() = refusal.headers().clone();
+    // Fails only where there is no room for one more header.
+    let _ = response.headers_mut().try_insert(PROXY_STATUS, proxy_status::encode(refusal));
+    let body = refusal.body().clone();
+    // Both fail only when the peer has given up meanwhile.
+    let sent = respond.send_response(response, body.is_empty());
+    let sent = sent.and_then(|mut send| if body.is_empty() { Ok(()) } else { send.send_data(body, true) });
+    if sent.is_ok() && !recv.is_end_stream() {
         shared.linger(LingeringTunnel { recv, _permit: None });
     }
 }

@@ -191,7 +191,7 @@ async fn a_certificate_for_one_role_works_in_that_role_only(#[case] usage: Exten
     assert_eq!((rejected_by_server, rejected_by_client), expected);
 }
 
-const NO_CERTIFICATE: &str = "the own certificate: the certificate";
+const NO_CERTIFICATE: &str = "our own certificate: the certificate";
 
 #[rstest]
 #[case::empty_chain(|p: &mut Pems| p.chain.clear(), "the certificate chain is empty")]
@@ -215,7 +215,7 @@ const NO_CERTIFICATE: &str = "the own certificate: the certificate";
 )]
 #[case::key_cut_short(|p: &mut Pems| p.key.truncate(p.key.len() / 2), "reading the private key as PEM: ")]
 #[case::roots_cut_short(|p: &mut Pems| p.roots.truncate(p.roots.len() / 2), "reading the trusted roots as PEM: ")]
-#[case::chain_of_something_else(|p: &mut Pems| p.chain = pem("CERTIFICATE", b"hello"), "the own certificate: the certificate is no X.509")]
+#[case::chain_of_something_else(|p: &mut Pems| p.chain = pem("CERTIFICATE", b"hello"), "our own certificate: the certificate is no X.509")]
 #[case::root_of_something_else(|p: &mut Pems| p.roots += &pem("CERTIFICATE", b"hello"), "a trusted root is no valid certificate: ")]
 #[case::root_first_in_the_chain(|p: &mut Pems| p.chain.insert_str(0, &p.roots), NO_CERTIFICATE)]
 #[case::expired(
@@ -230,14 +230,14 @@ const NO_CERTIFICATE: &str = "the own certificate: the certificate";
     |p: &mut Pems| p.roots = Ca::new().root_pem(),
     "the certificate of spiffe://cluster.local/ns/default/sa/server: UnknownIssuer"
 )]
-#[case::no_name(|p: &mut Pems| p.take(&p.ca.certificate().issue()), "the own certificate: the certificate has no SPIFFE ID")]
+#[case::no_name(|p: &mut Pems| p.take(&p.ca.certificate().issue()), "our own certificate: the certificate has no SPIFFE ID")]
 #[case::two_names(
     |p: &mut Pems| p.take(&p.ca.certificate().uri(SERVER).uri(OTHER).issue()),
-    "the own certificate: the certificate has more than one SPIFFE ID"
+    "our own certificate: the certificate has more than one SPIFFE ID"
 )]
 #[case::malformed_name(
     |p: &mut Pems| p.take(&p.ca.certificate().uri("spiffe://td/x").issue()),
-    r#"the own certificate: the certificate's URI name "spiffe://td/x" is no workload identity: the SPIFFE ID is not of"#
+    r#"our own certificate: the certificate's URI name "spiffe://td/x" is no workload identity: the SPIFFE ID is not of"#
 )]
 fn what_is_not_in_order_is_named_with_its_files(#[case] change: fn(&mut Pems), #[case] says: &str) {
     let mut pems = Pems::good();
@@ -260,7 +260,7 @@ fn what_is_not_in_order_is_named_with_its_files(#[case] change: fn(&mut Pems), #
         text.ends_with("; check that certificate, key and roots are there, belong together and are in date"),
         "{text}"
     );
-    assert!(!text.contains("peer"), "it is the own certificate: {text}");
+    assert!(!text.contains("peer"), "it is our own certificate: {text}");
 
     let from_memory = pems.load().unwrap_err();
     assert_eq!(from_memory.kind(), &ErrorKind::InvalidCredentials);

@@ -112,7 +112,7 @@ fn foreign_client() -> SpiffeId {
 }
 
 const REJECTED: &str = "TLS: handshake (peer spiffe://cluster.local/ns/default/sa/server): received fatal alert: \
-                        CertificateUnknown; check the own certificate: its root, its trust domain and its dates";
+                        CertificateUnknown; check our own certificate: its root, trust domain and dates";
 
 /// The first use comes when the server has closed already, so that writing fails before the alert is read.
 #[rstest]

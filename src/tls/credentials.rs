@@ -263,7 +263,7 @@ impl CredentialsBuilder {
             let identity = certificate.identity();
             if identity.is_workload() || self.any_path { Ok(certificate) } else { Err(other_form(identity)) }
         });
-        certificate.map_err(|e| invalid("the own certificate").with_source(e))
+        certificate.map_err(|e| invalid("our own certificate").with_source(e))
     }
 }
 

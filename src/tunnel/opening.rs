@@ -3,9 +3,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use bytes::BytesMut;
 use h2::client::ResponseFuture;
+use http::response;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -13,6 +16,7 @@ use crate::authority::Authority;
 use crate::conn::Shared;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::metadata::{Received, proxy_status};
+use crate::refusal::MAX_BODY;
 
 /// Waits for the answer, up to a deadline.
 #[derive(Debug)]
@@ -20,7 +24,19 @@ pub(crate) struct Opening {
     response: ResponseFuture,
     deadline: Pin<Box<Sleep>>,
     authority: Authority,
+    /// An answer that is not 200, and what has come of its body.
+    refused: Option<Box<Refused>>,
 }
+
+#[derive(Debug)]
+struct Refused {
+    head: response::Parts,
+    recv: h2::RecvStream,
+    body: BytesMut,
+}
+
+/// How long the body of a refusal is waited for.
+const BODY_TIME: Duration = Duration::from_secs(1);
 
 /// What came of it. A refusal, too, has a stream to end in order.
 pub(super) struct Opened {
@@ -30,29 +46,59 @@ pub(super) struct Opened {
 
 impl Opening {
     pub(crate) fn new(response: ResponseFuture, deadline: Instant, authority: Authority) -> Self {
-        Self { response, deadline: Box::pin(sleep_until(deadline)), authority }
+        Self { response, deadline: Box::pin(sleep_until(deadline)), authority, refused: None }
     }
 
     /// Must not be polled again once it is ready.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Poll<Result<Opened>> {
-        let doing = || format!("opening a tunnel to {}", self.authority);
+        if self.refused.is_some() {
+            return self.poll_refused(cx, shared).map(Ok);
+        }
         let response = match Pin::new(&mut self.response).poll(cx) {
             Poll::Ready(Ok(response)) => response,
             Poll::Ready(Err(e)) => return Poll::Ready(Err(shared.explain(e, Layer::Connect, "opening a tunnel"))),
             Poll::Pending => {
-                return self.deadline.as_mut().poll(cx).map(|()| {
-                    Err(shared.describe(Error::new(ErrorKind::Timeout, Layer::Connect, Side::Remote, doing())))
-                });
+                ready!(self.deadline.as_mut().poll(cx));
+                return Poll::Ready(Err(self.failed(shared, ErrorKind::Timeout)));
             }
         };
         let (head, recv) = response.into_parts();
-        let result = if head.status.is_success() {
-            Ok(Box::new(Received::new(head.headers)))
-        } else {
-            let refusal = proxy_status::decode(head.status, &head.headers);
-            Err(shared.describe(Error::new(ErrorKind::Refused(refusal), Layer::Connect, Side::Remote, doing())))
-        };
-        Poll::Ready(Ok(Opened { recv, result }))
+        if head.status.is_success() {
+            return Poll::Ready(Ok(Opened { recv, result: Ok(Box::new(Received::new(head.headers))) }));
+        }
+        let by = self.deadline.deadline().min(Instant::now() + BODY_TIME);
+        self.deadline.as_mut().reset(by);
+        self.refused = Some(Box::new(Refused { head, recv, body: BytesMut::new() }));
+        self.poll_refused(cx, shared).map(Ok)
+    }
+
+    /// Reads the body of a refusal: what comes of it in time, and is not too long.
+    fn poll_refused(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Poll<Opened> {
+        let Some(mut refused) = self.refused.take() else { return Poll::Pending };
+        while refused.body.len() < MAX_BODY {
+            match refused.recv.poll_data(cx) {
+                Poll::Ready(Some(Ok(data))) => {
+                    // Fails only once the stream is gone.
+                    let _ = refused.recv.flow_control().release_capacity(data.len());
+                    let room = MAX_BODY - refused.body.len();
+                    refused.body.extend_from_slice(&data[..data.len().min(room)]);
+                }
+                Poll::Ready(Some(Err(_)) | None) => break,
+                Poll::Pending if self.deadline.as_mut().poll(cx).is_ready() => break,
+                Poll::Pending => {
+                    self.refused = Some(refused);
+                    return Poll::Pending;
+                }
+            }
+        }
+        let Refused { head, recv, body } = *refused;
+        let refusal = proxy_status::decode(head.status, &head.headers).with_content(&head.headers, body.freeze());
+        Poll::Ready(Opened { recv, result: Err(self.failed(shared, ErrorKind::Refused(refusal))) })
+    }
+
+    fn failed(&self, shared: &Shared, kind: ErrorKind) -> Error {
+        let doing = format!("opening a tunnel to {}", self.authority);
+        shared.describe(Error::new(kind, Layer::Connect, Side::Remote, doing))
     }
 }
 
