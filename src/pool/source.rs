@@ -8,7 +8,7 @@ use super::Inner;
 use super::state::SourceId;
 use crate::identity::SpiffeId;
 use crate::metadata::Metadata;
-use crate::tls::{Connector, Shown};
+use crate::tls::{Certificate, Connector, Shown};
 
 /// An identity that connects through a [`Pool`](super::Pool): its certificate is shown at every hop, and only tunnels of the
 /// same source share a connection. Clones are the same source; take one for each identity.
@@ -64,6 +64,15 @@ impl SourceShared {
             Some(_) | None => false,
         };
         renewed || shown.as_ref().is_some_and(|shown| shown.has_expired(now))
+    }
+
+    /// Notes the certificate of the first handshake, where there was none to compare with until then.
+    pub(super) fn note_shown(&self, certificate: Option<&Certificate>) {
+        let mut shown = self.shown();
+        if let (None, Some(certificate)) = (&*shown, certificate) {
+            let current = self.tls.shown().filter(|current| current.certificate() == certificate);
+            *shown = Some(current.unwrap_or_else(|| Shown::Certificate(certificate.clone())));
+        }
     }
 
     fn shown(&self) -> MutexGuard<'_, Option<Shown>> {
