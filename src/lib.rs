@@ -82,8 +82,8 @@
 //!
 //! | Feature | Default | Meaning |
 //! |---|---|---|
-//! | `aws-lc-rs` | yes | TLS by aws-lc-rs, with X25519MLKEM768 offered first. |
-//! | `ring` | no | TLS by ring, without post-quantum key exchange. |
+//! | `aws-lc-rs` | yes | TLS by aws-lc-rs, with X25519MLKEM768 offered first. The default where both providers are on. |
+//! | `ring` | no | TLS by ring, without post-quantum key exchange. Without either, [hand one in](tls::provider). |
 //! | `proxy` | yes | [`proxy`]: the outbound, inbound and gateway roles, over tokio's TCP. |
 //! | `mesh-file` | no | The mesh from a YAML file: [`mesh::Snapshot::load`]. |
 //! | `tower` | no | [`service`]: HTTP servers and clients on HBONE, for hyper, axum and tonic. |
@@ -101,6 +101,10 @@
 #![cfg_attr(not(feature = "tower"), doc = "[`service`]: #features")]
 #![cfg_attr(not(feature = "test-util"), doc = "[`testing`]: #features")]
 #![cfg_attr(not(feature = "xds"), doc = "[`xds`]: #features")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(all(test, not(all(feature = "mesh-file", feature = "test-util"))))]
+compile_error!("the tests need the features `mesh-file` and `test-util`: run `cargo test --all-features`");
 
 pub mod balance;
 pub mod client;

@@ -10,7 +10,7 @@ use hbone::metadata::{BAGGAGE, FORWARDED, Metadata, TRACEPARENT};
 use hbone::{Authority, Config, Error, ErrorKind, Layer, Refusal, RefusalReason, Side, client, server};
 use rstest::rstest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 fn authority() -> Authority {
     "pod.test:80".parse().unwrap()
@@ -95,6 +95,7 @@ async fn a_body_without_an_end_is_waited_for_a_second_at_most() {
     let before = Instant::now();
     assert_eq!(refused(&client).await.body(), "overloaded, ");
     assert_eq!(before.elapsed(), Duration::from_secs(1));
+    sleep(Config::new().linger_timeout()).await;
     assert_eq!(client.load().open, 0);
 }
 
