@@ -216,7 +216,7 @@ impl Baggage {
     /// The decoded value of a member with another key than those above, without its properties.
     pub fn member(&self, key: &str) -> Option<String> {
         let values = self.fields().others.iter().filter_map(|member| split_member(member));
-        present(decode(values.filter(|(other, _)| *other == key).last()?.1.as_bytes()))
+        present(decode(values.filter(|(other, _)| *other == key).next_back()?.1.as_bytes()))
     }
 
     /// Whether there is nothing in it; such a header is not sent.
