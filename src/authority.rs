@@ -54,7 +54,7 @@ pub enum AuthorityError {
     BadPort,
     /// An IPv6 zone, which means nothing to another machine.
     Zone,
-    /// What stands in brackets is not an IPv6 address.
+    /// The text in brackets is not an IPv6 address.
     BadIpv6,
     /// An IPv6 address must stand in brackets.
     UnbracketedIpv6,

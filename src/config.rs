@@ -7,17 +7,17 @@ use crate::io::Scheduler;
 /// Limits and timeouts of the connections of one client or server.
 ///
 /// The defaults suit both ends of a mesh; each setter says what raising its value costs. Values outside of what HTTP/2
-/// allows are brought to the nearest one that it does allow.
+/// allows are clamped.
 ///
 /// # Memory
 ///
-/// A tunnel whose reader has stopped holds at most [`stream_window`](Self::with_stream_window), and a connection at most
-/// [`max_tunnels`](Self::with_max_tunnels) times that (4 MiB and 400 MiB by default), about what the kernel would hold for
-/// as many stalled TCP connections. On a long path with a fast reader the windows are up to
-/// [`max_stream_window`](Self::with_max_stream_window) instead; a connection then holds at most twice that on top (64 MiB by
-/// default). The connection's window is this sum on purpose: were it smaller, a few stalled tunnels could use it up and stop
-/// all others. HTTP/2 ends at 2 GiB, so with more than 495 tunnels their windows shrink.
-/// Sending adds up to [`send_buffer`](Self::with_send_buffer) for each tunnel, and unread small frames what
+/// A tunnel whose reader has stopped holds at most [`stream_window`](Self::with_stream_window), and a connection at
+/// most [`max_tunnels`](Self::with_max_tunnels) times that (4 MiB and 400 MiB by default), about what the kernel would
+/// hold for as many stalled TCP connections. On a long path with a fast reader the windows are up to
+/// [`max_stream_window`](Self::with_max_stream_window) instead; a connection then holds at most twice that on top (64
+/// MiB by default). The connection's window is this sum on purpose: were it smaller, a few stalled tunnels could use it
+/// up and stop all others. HTTP/2 ends at 2 GiB, so with more than 495 tunnels their windows shrink. Sending adds up to
+/// [`send_buffer`](Self::with_send_buffer) for each tunnel, and unread small frames what
 /// [`small_frame_budget`](Self::with_small_frame_budget) says.
 ///
 /// Times longer than a year count as a year.
@@ -79,79 +79,81 @@ impl Config {
         self
     }
 
-    /// What [`stream_window`](Self::with_stream_window) grows to where a tunnel's reader takes two thirds of it in each round
-    /// trip, so that the window is what limits it. Default eight times that window, 32 MiB as it comes: enough for 1 Gbit/s
-    /// at 200 ms. At most 256 MiB; one that is not above the stream window turns growing off.
+    /// What [`stream_window`](Self::with_stream_window) grows to where a tunnel's reader takes two thirds of it in each
+    /// round trip, so that the window is what limits it. Default eight times that window, so 32 MiB: enough for 1
+    /// Gbit/s at 200 ms. At most 256 MiB; one that is not above the stream window turns growing off.
     ///
-    /// It is measured with a PING for each third of a window that is read, over the shortest recent round trip. The windows
-    /// shrink again when nobody has needed more for 10 s, or while over a half of this is unread on the connection. Raising
-    /// it costs memory where many readers stop at once: see [Memory](Self#memory).
+    /// It is measured with a PING for each third of a window that is read, over the shortest recent round trip. The
+    /// windows shrink again when nobody has needed more for 10 s, or while over a half of this is unread on the
+    /// connection. Raising it costs memory where many readers stop at once: see [Memory](Self#memory).
     pub fn with_max_stream_window(mut self, bytes: u32) -> Self {
         self.max_stream_window = Some(bytes);
         self
     }
 
-    /// How many tunnels one connection carries at a time. Default 100, as Envoy and ztunnel's pool. A server
-    /// advertises it; a client keeps to the smaller of this and what its peer advertises. Raising it lets more tunnels share one thread.
+    /// How many tunnels one connection carries at once. Default 100, as Envoy and ztunnel's pool. A server advertises
+    /// it; a client keeps to the smaller of this and what its peer advertises. Raising it lets more tunnels share one
+    /// thread.
     pub fn with_max_tunnels(mut self, tunnels: u32) -> Self {
         self.max_tunnels = tunnels.clamp(1, 1 << 20);
         self
     }
 
-    /// How many tunnels a client opens before the server has advertised its limit. Default 10: below what any known peer allows,
-    /// so that none of the first is refused. Raising it risks refusals by a stricter peer.
+    /// How many tunnels a client opens before the server has advertised its limit. Default 10: below what any known
+    /// peer allows, so that none of the first is refused. Raising it risks refusals by a stricter peer.
     pub fn with_initial_tunnels(mut self, tunnels: u32) -> Self {
         self.initial_tunnels = tunnels.max(1);
         self
     }
 
-    /// The largest DATA frame that a peer may send, from 16 KiB to 16 MiB. Default 64 KiB: ztunnel's 1 MiB makes a small
-    /// message wait behind a whole megabyte and is buffered whole before its first byte is seen, Envoy's 16 KiB doubles the
-    /// number of TLS records.
+    /// The largest DATA frame that a peer may send, from 16 KiB to 16 MiB. Default 64 KiB: ztunnel's 1 MiB makes a
+    /// small message wait behind a whole megabyte and is buffered whole before its first byte is seen, Envoy's 16 KiB
+    /// doubles the number of TLS records.
     pub fn with_max_frame_size(mut self, bytes: u32) -> Self {
         self.max_frame_size = bytes.clamp(16 << 10, (1 << 24) - 1);
         self
     }
 
-    /// The largest header list that is accepted, in the sense of RFC 9113, section 6.5.2. Default 16 KiB; a larger request
-    /// is answered with 431, and one of over four times this size costs the connection.
+    /// The largest header list that is accepted, in the sense of RFC 9113, section 6.5.2. Default 16 KiB; a larger
+    /// request is answered with 431, and one of over four times this size costs the connection.
     pub fn with_max_header_list_size(mut self, bytes: u32) -> Self {
         self.max_header_list_size = bytes.max(1 << 10);
         self
     }
 
-    /// How much of what was written on one tunnel waits for the network. Default 512 KiB. Raising it costs memory for each
-    /// tunnel with a slow peer and buys nothing below a bandwidth-delay product of that size.
+    /// How much of what was written on one tunnel waits for the network. Default 512 KiB. Raising it costs memory for
+    /// each tunnel with a slow peer and buys nothing below a bandwidth-delay product of that size.
     pub fn with_send_buffer(mut self, bytes: usize) -> Self {
         self.send_buffer = bytes.max(16 << 10);
         self
     }
 
-    /// How much overhead of small DATA frames that nobody has read yet is tolerated before the connection is closed with
-    /// ENHANCE_YOUR_CALM (RUSTSEC-2026-0258); a frame of `n` < 256 bytes costs `256 - n`. Default 64 MiB, which is room for
-    /// 260,000 one-byte frames or about 25 MiB of bookkeeping. h2's own default follows the window and would allow less on a
-    /// small one, where one paused reader kills every tunnel of the connection.
+    /// How much overhead of small DATA frames that nobody has read yet is tolerated before the connection is closed
+    /// with ENHANCE_YOUR_CALM (RUSTSEC-2026-0258); a frame of `n` < 256 bytes costs `256 - n`. Default 64 MiB, which is
+    /// room for 260,000 one-byte frames or about 25 MiB of bookkeeping. h2's own default follows the window and would
+    /// allow less on a small one, where one paused reader kills every tunnel of the connection.
     pub fn with_small_frame_budget(mut self, bytes: usize) -> Self {
         self.small_frame_budget = bytes;
         self
     }
 
-    /// Whether the TLS handshake inside a tunnel begins before the peer's 200. Default true, which saves a round trip for each
-    /// nested connection. A peer that can't have it is found out and waited for, at the cost of one more attempt; turn it off
-    /// where that is known of all peers. See [`nested`](crate::nested).
+    /// Whether the TLS handshake inside a tunnel begins before the peer's 200. Default true, which saves a round trip
+    /// for each nested connection. A peer that can't have it is found out and waited for, at the cost of one more
+    /// attempt; turn it off where that is known of all peers. See [`nested`](crate::nested).
     pub fn with_early_data(mut self, early: bool) -> Self {
         self.early_data = early;
         self
     }
 
-    /// After how long without a byte from the peer a PING is sent. Default 10 s; with `None` never, and then a driver waits for
-    /// as long as a silent peer's transport does.
+    /// After how long without a byte from the peer a PING is sent. Default 10 s; with `None` never, and then a driver
+    /// waits for as long as a silent peer's transport does.
     pub fn with_keepalive_interval(mut self, interval: Option<Duration>) -> Self {
         self.keepalive_interval = interval.map(|interval| interval.min(LONGEST));
         self
     }
 
-    /// How long the peer has to send something after that, before the connection is closed. Default 20 s. Any byte counts.
+    /// How long the peer has to send something after that, before the connection is closed. Default 20 s. Any byte
+    /// counts.
     pub fn with_keepalive_timeout(mut self, timeout: Duration) -> Self {
         self.keepalive_timeout = timeout.min(LONGEST);
         self
@@ -175,41 +177,41 @@ impl Config {
         self
     }
 
-    /// How long opening a tunnel may take: waiting for a permit on the connection, and for the answer to the CONNECT. Default
-    /// 20 s, more than a dial of the far side takes.
+    /// How long opening a tunnel may take: waiting for a permit on the connection, and for the answer to the CONNECT.
+    /// Default 20 s, more than a dial of the far side takes.
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout.min(LONGEST);
         self
     }
 
-    /// How long a tunnel or connection that this side has finished waits for the peer to finish too, before it is reset.
-    /// Default 2 s. Raising it keeps the permits of unresponsive peers for longer.
+    /// How long a tunnel or connection that this side has finished waits for the peer to finish too, before it is
+    /// reset. Default 2 s. Raising it keeps the permits of unresponsive peers for longer.
     pub fn with_linger_timeout(mut self, timeout: Duration) -> Self {
         self.linger_timeout = timeout.min(LONGEST);
         self
     }
 
-    /// Keeps small messages fast beside bulk on the scheduler's threads: in all connections of this config, and in the relays
-    /// of the roles between their tunnels and other streams. Default: off.
+    /// Keeps small messages fast beside bulk on the scheduler's threads: in all connections of this config, and in the
+    /// relays of the roles between their tunnels and other streams. Default: off.
     pub fn with_scheduler(mut self, scheduler: Scheduler) -> Self {
         self.scheduler = scheduler;
         self
     }
 
-    /// The window of each tunnel in bytes. Smaller than what was [set](Self::with_stream_window) where all tunnels together
-    /// would not fit into what HTTP/2 allows for the connection.
+    /// The window of each tunnel in bytes. Smaller than what was [set](Self::with_stream_window) where all tunnels
+    /// together would not fit into what HTTP/2 allows for the connection.
     pub fn stream_window(&self) -> u32 {
         self.stream_window.min((MAX_WINDOW - self.headroom()) / self.max_tunnels)
     }
 
-    /// What a tunnel's [window](Self::with_max_stream_window) may grow to, in bytes: [`stream_window`](Self::stream_window)
-    /// where it may not grow.
+    /// What a tunnel's [window](Self::with_max_stream_window) may grow to, in bytes:
+    /// [`stream_window`](Self::stream_window) where it may not grow.
     pub fn max_stream_window(&self) -> u32 {
         if self.headroom() == 0 { self.stream_window() } else { self.grown() }
     }
 
-    /// The window of the whole connection in bytes, which nothing sets: all tunnels' windows together, and room for those that
-    /// have grown.
+    /// The window of the whole connection in bytes, which nothing sets: all tunnels' windows together, and room for
+    /// those that have grown.
     pub fn connection_window(&self) -> u32 {
         (self.stream_window() * self.max_tunnels + self.headroom()).max(64 << 10)
     }

@@ -13,9 +13,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why something failed, with everything an operator needs to act on it.
 ///
-/// An error names the [`Layer`] that failed, the [`Side`] at fault, what was being done and with which peer; on a nested
-/// path also the hop. [`Error::kind`] is for programs, the `Display` form is one line for people and ends with advice.
-/// Cloning is cheap, so one failure can be given to everybody who waited for it.
+/// An error names the [`Layer`] that failed, the [`Side`] at fault, what was being done and with which peer; on a
+/// nested path also the hop. [`Error::kind`] is for programs, the `Display` form is one line for people and ends with
+/// advice. Cloning is cheap, so that one failure can be handed to everyone who waited.
 ///
 /// Errors that come out of [`AsyncRead`](tokio::io::AsyncRead) and [`AsyncWrite`](tokio::io::AsyncWrite) are wrapped in
 /// [`io::Error`]; [`Error::from_io`] gets them back.
@@ -57,7 +57,7 @@ pub enum ErrorKind {
     RejectedByPeer,
     /// What arrived does not follow TLS 1.3, ALPN `h2` or HTTP/2.
     Protocol,
-    /// The peer answered the CONNECT with a status other than 200.
+    /// The peer answered the CONNECT with a status other than 2xx.
     Refused(Refusal),
     /// The tunnel was reset; the code is HTTP/2's (RFC 9113, section 7).
     Reset(u32),
@@ -106,8 +106,8 @@ pub enum Side {
 }
 
 impl Error {
-    /// An error of `kind`, in code that wraps this crate or is plugged into it: `side` is at fault for what went wrong in
-    /// `layer` while `doing` something, said as in "opening a tunnel".
+    /// An error of `kind`, in code that wraps this crate or is plugged into it: `side` is at fault for what went wrong
+    /// in `layer` while `doing` something, said as in "opening a tunnel".
     ///
     /// ```
     /// use hbone::{Error, ErrorKind, Layer, Side};
@@ -148,7 +148,8 @@ impl Error {
     /// ```
     /// use hbone::{Error, ErrorKind, Layer, Side};
     ///
-    /// let error = Error::new(ErrorKind::Timeout, Layer::Dial, Side::Remote, "connecting").with_context("warming the cache");
+    /// let error = Error::new(ErrorKind::Timeout, Layer::Dial, Side::Remote, "connecting");
+    /// let error = error.with_context("warming the cache");
     /// assert!(error.to_string().starts_with("dial: warming the cache: connecting: timed out"));
     /// assert!(error.is_timeout());
     /// ```
@@ -164,7 +165,7 @@ impl Error {
         self.edit(|e| e.peer = Some(peer.to_string()))
     }
 
-    /// Names where it was all to lead.
+    /// Names the destination that the application asked for.
     pub fn with_target(self, target: impl fmt::Display) -> Self {
         self.edit(|e| e.target = Some(target.to_string()))
     }
@@ -199,8 +200,8 @@ impl Error {
         self.0.side
     }
 
-    /// The hop of the [`Path`](crate::Path) that failed: 0 is the direct (outer) one, 1 the first nested one. `None` where
-    /// no client's connection is involved.
+    /// The hop of the [`Path`](crate::Path) that failed: 0 is the direct (outer) one, 1 the first nested one. `None`
+    /// where no client's connection is involved.
     pub fn hop(&self) -> Option<usize> {
         self.0.hop
     }
@@ -210,12 +211,12 @@ impl Error {
         self.0.peer.as_deref()
     }
 
-    /// Where the application's connection was to lead, once a role is in play.
+    /// The destination that the application asked for, where a proxy role or a connector is involved.
     pub fn target(&self) -> Option<&str> {
         self.0.target.as_deref()
     }
 
-    /// The refusal, where the peer answered the CONNECT with something other than 200.
+    /// The refusal, if the peer refused the CONNECT.
     pub fn refusal(&self) -> Option<&Refusal> {
         match &self.0.kind {
             ErrorKind::Refused(refusal) => Some(refusal),
@@ -228,7 +229,7 @@ impl Error {
         self.0.kind == ErrorKind::Timeout
     }
 
-    /// Whether the peer turned the request down with a status.
+    /// Whether the peer refused the CONNECT with a status.
     pub fn is_refused(&self) -> bool {
         matches!(self.0.kind, ErrorKind::Refused(_))
     }
@@ -243,7 +244,7 @@ impl Error {
         matches!(self.0.kind, ErrorKind::GoAway(_))
     }
 
-    /// Whether one side's identity or certificate is the reason: trying again changes nothing until somebody acts.
+    /// Whether one side's identity or certificate is the reason, so that trying again won't help until it is replaced.
     pub fn is_identity(&self) -> bool {
         matches!(
             self.0.kind,
@@ -254,7 +255,7 @@ impl Error {
         )
     }
 
-    /// Gets the error back that a tunnel wrapped in an [`io::Error`].
+    /// Gets back the error that a tunnel wrapped in an [`io::Error`].
     pub fn from_io(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
@@ -281,7 +282,7 @@ impl Error {
             (ErrorKind::Timeout, _) => "check the health of the peer and of what lies behind it",
             (ErrorKind::CertificateInvalid, _) => "check the peer's certificate and that both sides share a root",
             (ErrorKind::IdentityNotAccepted, _) => {
-                "check that the address belongs to the workload that is meant, and the service's subject alternative names"
+                "check that the address belongs to the intended workload, and the service's subject alternative names"
             }
             (ErrorKind::RejectedByPeer, _) => "check our own certificate: its root, trust domain and dates",
             (ErrorKind::Protocol, Layer::Tls) => "check that the peer speaks HBONE: TLS 1.3 with ALPN h2",
@@ -290,7 +291,7 @@ impl Error {
         })
     }
 
-    /// The honest [`io::ErrorKind`] for this error.
+    /// The closest [`io::ErrorKind`].
     pub fn io_kind(&self) -> io::ErrorKind {
         match &self.0.kind {
             ErrorKind::InvalidInput | ErrorKind::InvalidCredentials => io::ErrorKind::InvalidInput,

@@ -1,4 +1,4 @@
-//! SPIFFE identities of the mesh, and whom a hop accepts.
+//! SPIFFE identities, and which of them a hop accepts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,8 +11,8 @@ const MAX_TRUST_DOMAIN: usize = 255;
 /// The identity of a workload: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
 ///
 /// Parsing takes exactly this form, nothing before, between or after it. Identities of another form, as SPIRE issues
-/// them, are made by [`SpiffeId::with_path`] and [`SpiffeId::from_any_path`], and certificates with them let in only
-/// where that is chosen. Identities are compared as a whole and never by prefix.
+/// them, are made by [`SpiffeId::with_path`] and [`SpiffeId::from_any_path`]; certificates with them are accepted only
+/// where that was chosen. Identities are compared as a whole and never by prefix.
 ///
 /// ```
 /// use hbone::SpiffeId;
@@ -37,7 +37,7 @@ enum IdPath {
         namespace: String,
         service_account: String,
     },
-    /// Any other, from its first slash on.
+    /// Any other form, with its leading slash.
     Other(String),
 }
 
@@ -46,12 +46,12 @@ enum IdPath {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrustDomain(Arc<str>);
 
-/// The trust domains whose workloads a server lets in: its own and the aliases that the mesh has for it, or any.
+/// The trust domains whose workloads a server accepts: its own and its aliases, or any.
 ///
 /// The check is on the certificate's SPIFFE ID, after its chain has been verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustDomains {
-    /// The own one first. `None` for any.
+    /// The server's own comes first. `None` for any.
     only: Option<Arc<[TrustDomain]>>,
     any_path: bool,
 }
@@ -88,7 +88,7 @@ pub enum SpiffeIdError {
     NotSpiffe,
     /// Empty, over 255 bytes, or a character outside of `a-z 0-9 . - _`.
     BadTrustDomain,
-    /// Not of the form `/ns/<namespace>/sa/<service account>`; or without a path.
+    /// Not of the form `/ns/<namespace>/sa/<service account>`, or without a path at all.
     NotWorkload,
     /// A path segment is empty, `.`, `..`, or has a character outside of `a-z A-Z 0-9 . - _`.
     BadSegment,
@@ -240,12 +240,12 @@ impl TrustDomains {
         Self { only: Some([own].into()), any_path: false }
     }
 
-    /// Any trust domain: every workload with a certificate from one of the roots is let in.
+    /// Any trust domain: every workload with a certificate from one of the roots is accepted.
     pub fn any() -> Self {
         Self { only: None, any_path: false }
     }
 
-    /// Adds trust domains that count as its own.
+    /// Adds trust domains that count as the server's own.
     pub fn with_aliases(mut self, aliases: impl IntoIterator<Item = TrustDomain>) -> Self {
         if let Some(only) = &mut self.only {
             let mut others: Vec<_> = only[1..].iter().cloned().chain(aliases).collect();
@@ -256,14 +256,14 @@ impl TrustDomains {
         self
     }
 
-    /// Lets in identities of any form, as SPIRE issues them, rather than only those of Kubernetes workloads. Policies
+    /// Accepts identities of any form, as SPIRE issues them, rather than only those of Kubernetes workloads. Policies
     /// that name namespaces or service accounts do not match them.
     pub fn with_any_path(mut self) -> Self {
         self.any_path = true;
         self
     }
 
-    /// Whether a workload of this identity is let in.
+    /// Whether a workload with this identity is accepted.
     pub fn contains(&self, id: &SpiffeId) -> bool {
         self.allows_form_of(id) && self.only.as_ref().is_none_or(|only| only.contains(id.trust_domain()))
     }
@@ -370,7 +370,7 @@ impl fmt::Display for SpiffeIdError {
 
 impl std::error::Error for SpiffeIdError {}
 
-/// Trust domain and path of an identity, neither of them looked at.
+/// Splits an identity into trust domain and path, neither of them checked.
 fn split(text: &str) -> Result<(&str, &str), SpiffeIdError> {
     if text.len() > MAX_ID {
         return Err(SpiffeIdError::TooLong);
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn aliases_count_as_the_own_trust_domain() {
+    fn aliases_count_as_the_servers_own() {
         let domains = TrustDomains::new("east.example".parse().unwrap()).with_aliases(["old.example".parse().unwrap()]);
         for (td, expected) in [("east.example", true), ("old.example", true), ("old.example.org", false)] {
             let id = SpiffeId::new(td.parse().unwrap(), "a", "b").unwrap();

@@ -1,4 +1,4 @@
-//! Why a CONNECT was turned down, in a form that a program can read: status and RFC 9209 error type.
+//! Why a CONNECT was refused, in a form that programs can read: status and RFC 9209 error type.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,9 +9,9 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-/// A CONNECT turned down: what the server sends and what the client's [`Error`](crate::Error) carries.
+/// A refused CONNECT: what the server sends, and what the client's [`Error`](crate::Error) carries.
 ///
-/// On the wire it is the status and a `proxy-status` field (RFC 9209) with the reason and the details; beside them any other
+/// On the wire it is the status and a `proxy-status` field (RFC 9209) with the reason and the details, plus any other
 /// headers and a short body. A refusal from a peer that sends no such field has [`RefusalReason::Unspecified`].
 ///
 /// ```
@@ -48,7 +48,8 @@ struct Content {
 pub enum RefusalError {
     /// A status below 300: of an answer that is not final, or that opens the tunnel.
     Status(StatusCode),
-    /// A header that HTTP/2 forbids, that says how long the body is, or `proxy-status`, which the refusal writes itself.
+    /// A header that HTTP/2 forbids, that says how long the body is, or `proxy-status`, which the refusal writes
+    /// itself.
     Header(HeaderName),
     /// More headers than a [`HeaderMap`] holds.
     TooManyHeaders,
@@ -60,7 +61,7 @@ pub enum RefusalError {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RefusalReason {
-    /// `http_request_error`: the request is no valid CONNECT. Status 400.
+    /// `http_request_error`: the request is not a valid CONNECT. Status 400.
     InvalidRequest,
     /// `destination_ip_prohibited`: this address is not served here. Status 400.
     DestinationProhibited,
@@ -68,7 +69,7 @@ pub enum RefusalReason {
     Denied,
     /// `destination_not_found`: no such workload, service or port here. Status 503.
     DestinationNotFound,
-    /// `destination_unavailable`: the service is known and nothing healthy stands behind it. Status 503.
+    /// `destination_unavailable`: the service is known, and has no healthy backend. Status 503.
     DestinationUnavailable,
     /// `dns_error`: the destination's name does not resolve. Status 503.
     DnsError,
@@ -86,7 +87,7 @@ pub enum RefusalReason {
     Configuration,
     /// `proxy_internal_error`. Status 503.
     Internal,
-    /// An error type that this crate does not know.
+    /// An error type unknown to this crate.
     Other(String),
     /// The peer gave a status and no reason.
     Unspecified,
@@ -159,7 +160,7 @@ impl Refusal {
         Ok(self)
     }
 
-    /// Sets a body, for a client that shows it to somebody; a `content-type` goes well with it.
+    /// Sets a body, for clients that show or log it. Say what it is with a `content-type`.
     ///
     /// # Errors
     ///
@@ -173,7 +174,7 @@ impl Refusal {
         Ok(self)
     }
 
-    /// Says more, for the person who reads the client's log. It travels inside the mutual TLS of the hop only.
+    /// Adds details for whoever reads the client's log. They travel only inside the mutual TLS of the hop.
     pub fn with_details(mut self, details: impl Into<String>) -> Self {
         self.details = Some(details.into());
         self
@@ -184,7 +185,7 @@ impl Refusal {
         Self { status, reason, details, content: None }
     }
 
-    /// Adds what came beside that.
+    /// Adds the other headers and the body of a received refusal.
     pub(crate) fn with_content(mut self, headers: &HeaderMap, body: Bytes) -> Self {
         let carried = headers.iter().filter(|(name, _)| !NOT_CARRIED.contains(&name.as_str()));
         let headers: HeaderMap = carried.map(|(name, value)| (name.clone(), value.clone())).collect();
@@ -207,19 +208,19 @@ impl Refusal {
         self.details.as_deref()
     }
 
-    /// The headers beside `proxy-status`, without those about connection and length.
+    /// The headers other than `proxy-status` and those about connection and length.
     pub fn headers(&self) -> &HeaderMap {
         static NONE: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
         self.content.as_ref().map_or(&NONE, |content| &content.headers)
     }
 
-    /// The body, of a received refusal its first 16 KiB, as far as they came within a second. Empty without one.
+    /// The body; empty without one. Of a received refusal, up to 16 KiB of what arrived within a second.
     pub fn body(&self) -> &Bytes {
         static NONE: Bytes = Bytes::new();
         self.content.as_ref().map_or(&NONE, |content| &content.body)
     }
 
-    /// When to try again, where the `retry-after` header says so in seconds (RFC 9110, section 10.2.3).
+    /// How long to wait before trying again, if the `retry-after` header says so in seconds (RFC 9110, section 10.2.3).
     pub fn retry_after(&self) -> Option<Duration> {
         let seconds = self.headers().get(header::RETRY_AFTER)?.to_str().ok()?.trim();
         // `parse` takes a sign, which the header must not have.

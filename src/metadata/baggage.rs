@@ -24,18 +24,18 @@ const ZONE: &str = "cloud.availability_zone";
 
 /// What a workload says of itself: the `baggage` header (W3C Baggage) with the keys that ambient meshes use.
 ///
-/// **It is telemetry and never authorisation.** Every workload with a valid certificate can put anything there, also the
-/// name of another one. Who the peer is, its certificate says: take the namespace and the trust domain from its
+/// **It is telemetry and never authorisation.** Every workload with a valid certificate can put anything there, also
+/// the name of another one. Who the peer is, its certificate says: take the namespace and the trust domain from its
 /// [`SpiffeId`](crate::SpiffeId), and show baggage next to it, as a label.
 ///
 /// On a request it describes the source; on a 200 the workload that the tunnel ended at, which a client that went
 /// through a gateway does not know otherwise. A value is never empty: setting an empty one leaves the field absent.
 ///
-/// Reading stops after 8192 bytes or 64 members, counted over all lines. Members with other keys are kept as they came, and
-/// [`member`](Self::member) reads them. Of two members with the same meaning the last one counts; members without a value,
-/// and the properties (what follows a `;`) of known ones, are ignored. Values are percent-decoded; what is not UTF-8 and
-/// control characters become U+FFFD, so that a value can't break a line of a log. Writing leaves out a member that would not
-/// fit in 8192 bytes.
+/// Reading stops after 8192 bytes or 64 members, counted over all lines. Members with other keys are kept as they came,
+/// and [`member`](Self::member) reads them. Of two members with the same meaning the last one counts; members without a
+/// value, and the properties (what follows a `;`) of known ones, are ignored. Values are percent-decoded; what is not
+/// UTF-8 and control characters become U+FFFD, so that a value can't break a line of a log. Writing leaves out a member
+/// that would not fit in 8192 bytes.
 ///
 /// ```
 /// use hbone::metadata::{Baggage, WorkloadType};
@@ -193,8 +193,8 @@ impl Baggage {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the key is not a token (RFC 9110, section 5.6.2), or
-    /// has a setter of its own.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the key is not a token (RFC 9110, section
+    /// 5.6.2), or has a setter of its own.
     pub fn with_member(mut self, key: &str, value: impl AsRef<str>) -> Result<Self> {
         let refused = |cause| Err(Error::invalid(format!("setting the baggage member {key:?}")).with_source(cause));
         if key.is_empty() || !key.bytes().all(quoted::is_token_byte) {
@@ -215,8 +215,8 @@ impl Baggage {
 
     /// The decoded value of a member with another key than those above, without its properties.
     pub fn member(&self, key: &str) -> Option<String> {
-        let values = self.fields().others.iter().filter_map(|member| split_member(member));
-        present(decode(values.filter(|(other, _)| *other == key).next_back()?.1.as_bytes()))
+        let mut values = self.fields().others.iter().filter_map(|member| split_member(member));
+        present(decode(values.rfind(|(other, _)| *other == key)?.1.as_bytes()))
     }
 
     /// Whether there is nothing in it; such a header is not sent.
@@ -340,7 +340,7 @@ fn present(value: String) -> Option<String> {
     Some(value).filter(|v| !v.is_empty())
 }
 
-/// Percent-encodes what is no `baggage-octet` (W3C Baggage, "Definition").
+/// Percent-encodes what is not a `baggage-octet` (W3C Baggage, "Definition").
 fn encode(value: &str, encoded: &mut String) {
     for byte in value.bytes() {
         if byte.is_ascii_graphic() && !b"\",;\\%".contains(&byte) {

@@ -1,12 +1,12 @@
 //! The headers of a CONNECT and of its 200, as values.
 //!
 //! Both directions carry the same set: who is there ([`Baggage`]), for whom ([`Forwarded`]), as part of which trace
-//! ([`Traceparent`]) and through which network. None of it is proven by anything. The peer wrote it, so it is for logs and
-//! metrics, and nothing in it makes a tunnel fail.
+//! ([`Traceparent`]) and through which network. None of it is proven: the peer wrote it, so it is for logs and metrics,
+//! and nothing in it makes a tunnel fail.
 //!
-//! Two headers are this crate's own, for connections through a gateway that are shared: the gateway's 200 says which backend
-//! the tunnel leads to ([`BackendToken`]), and the client's CONNECT says which backends it is connected to already, so that
-//! the gateway can pick another one. Peers that don't know them ignore them.
+//! Two headers are this crate's own, for connections through a gateway that are shared: the gateway's 200 says which
+//! backend the tunnel leads to ([`BackendToken`]), and the client's CONNECT says which backends it is connected to
+//! already, so that the gateway can pick another one. Peers that don't know them ignore them.
 
 mod backend;
 mod baggage;
@@ -36,15 +36,15 @@ pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub const X_FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
 /// The header of a 200 with the [`BackendToken`] of the backend that the tunnel leads to; this crate's own.
 pub const X_HBONE_BACKEND: HeaderName = HeaderName::from_static("x-hbone-backend");
-/// The header of a CONNECT with the [`BackendToken`]s of the backends that the client is connected to, separated by commas;
-/// this crate's own.
+/// The header of a CONNECT with the [`BackendToken`]s of the backends that the client is connected to, separated by
+/// commas; this crate's own.
 pub const X_HBONE_BACKENDS: HeaderName = HeaderName::from_static("x-hbone-backends");
 /// The header that says why a CONNECT was turned down (RFC 9209); a [`Refusal`](crate::Refusal) is its typed form.
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
-/// Headers that no CONNECT and no 200 of this crate carries: those about one connection, which HTTP/2 forbids (RFC 9113,
-/// section 8.2.2), the host, which is in the authority, a length, which would end the tunnel (RFC 9110, section 9.3.6),
-/// and the status of a refusal.
+/// Headers that no CONNECT and no 200 of this crate carries: those about one connection, which HTTP/2 forbids (RFC
+/// 9113, section 8.2.2), the host, which is in the authority, a length, which would end the tunnel (RFC 9110, section
+/// 9.3.6), and the status of a refusal.
 const NOT_CARRIED: &[&str] = &[
     "connection",
     "content-length",
@@ -63,11 +63,11 @@ const TYPED: [HeaderName; 6] =
 
 const MAX_NETWORK: usize = 255;
 
-/// What a CONNECT, or the 200 that answers it, says beside the target.
+/// What a CONNECT, or the 200 that answers it, says besides the target.
 ///
-/// A received one never fails to be read, and is written again as it came, header by header: what the typed view does not
-/// know of a header is not lost as long as that header is not set anew. A header that can't be read counts as absent in the
-/// typed view and stays in [`Metadata::other`]. No part of it is proven by the peer's certificate.
+/// A received one never fails to be read, and is written again as it came, header by header: what the typed view does
+/// not know of a header is not lost as long as that header is not set anew. A header that can't be read counts as
+/// absent in the typed view and stays in [`Metadata::other`]. No part of it is proven by the peer's certificate.
 ///
 /// ```
 /// use hbone::metadata::{Baggage, Metadata};
@@ -123,8 +123,8 @@ impl Metadata {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the name is empty, over 255 bytes or not visible
-    /// ASCII.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the name is empty, over 255 bytes or not
+    /// visible ASCII.
     pub fn with_forwarded_network(mut self, network: impl Into<String>) -> Result<Self> {
         let network = network.into();
         if !valid_network(&network) {
@@ -153,9 +153,9 @@ impl Metadata {
         self
     }
 
-    /// Adds a header as it is: one that this crate has no type for, or a ready-made `baggage`, for instance. One that is
-    /// there already keeps its values and gets one more; of the headers with a typed view, the new value takes the place of
-    /// the old one, and is sent as it is whether or not it can be read.
+    /// Adds a header as it is: one that this crate has no type for, or a ready-made `baggage`, for instance. One that
+    /// is there already keeps its values and gets one more; of the headers with a typed view, the new value takes the
+    /// place of the old one, and is sent as it is whether or not it can be read.
     ///
     /// # Errors
     ///
@@ -218,8 +218,8 @@ impl Metadata {
     /// Reads the headers of a request or a response. Those that [`Metadata::with_header`] refuses for what they are
     /// (hop by hop, `content-length`, `proxy-status`) are left out.
     ///
-    /// A `traceparent`, `x-forwarded-network` or `x-hbone-backend` with several values counts as one that can't be read. Of
-    /// all `x-hbone-backends` together, what is a token is read, up to 128 of them.
+    /// A `traceparent`, `x-forwarded-network` or `x-hbone-backend` with several values counts as one that can't be
+    /// read. Of all `x-hbone-backends` together, what is a token is read, up to 128 of them.
     pub fn from_headers(headers: &HeaderMap) -> Self {
         let mut metadata = Self::default();
         for name in TYPED.iter().filter(|name| headers.contains_key(*name)) {

@@ -1,4 +1,4 @@
-//! Headers that came and may never be looked at.
+//! Headers that are parsed only when needed.
 
 use std::sync::OnceLock;
 
@@ -6,7 +6,7 @@ use http::HeaderMap;
 
 use super::Metadata;
 
-/// What a peer said of itself, read when somebody asks: a proxy that passes bytes on mostly does not.
+/// A peer's metadata, parsed on first use: a proxy that only relays bytes mostly does not need it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Received {
     headers: HeaderMap,

@@ -30,12 +30,14 @@ pub struct Traceparent {
 const SAMPLED: u8 = 1;
 
 impl Traceparent {
-    /// Builds it from its parts; `None` when an id is all zeros, which both mean "invalid" (sections 3.2.2.3 and 3.2.2.4).
+    /// Builds it from its parts; `None` when an id is all zeros, which both mean "invalid" (sections 3.2.2.3 and
+    /// 3.2.2.4).
     pub fn new(trace_id: [u8; 16], parent_id: [u8; 8], sampled: bool) -> Option<Self> {
         (trace_id != [0; 16] && parent_id != [0; 8]).then_some(Self { trace_id, parent_id, sampled })
     }
 
-    /// Starts a new trace, not sampled, with ids made of these random numbers. Zeros count as ones, as no id may be zero.
+    /// Starts a new trace, not sampled, with ids made of these random numbers. Zeros count as ones, as no id may be
+    /// zero.
     pub fn from_random(trace: u128, parent: u64) -> Self {
         Self { trace_id: trace.max(1).to_be_bytes(), parent_id: parent.max(1).to_be_bytes(), sampled: false }
     }

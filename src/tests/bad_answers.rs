@@ -241,14 +241,14 @@ enum Failure {
 #[case(
     Failure::OtherIdentity,
     "TLS: handshake: the peer's certificate belongs to spiffe://cluster.local/ns/default/sa/server, and accepted is \
-     spiffe://cluster.local/ns/default/sa/client; check that the address belongs to the workload that is meant, and the \
+     spiffe://cluster.local/ns/default/sa/client; check that the address belongs to the intended workload, and the \
      service's subject alternative names"
 )]
 #[case(
     Failure::OtherIdentityAtInnerHop,
     "hop 1, TLS: handshake (peer server.default.svc.cluster.local:80): the peer's certificate belongs to \
      spiffe://cluster.local/ns/default/sa/server, and accepted is spiffe://cluster.local/ns/default/sa/client; check that \
-     the address belongs to the workload that is meant, and the service's subject alternative names"
+     the address belongs to the intended workload, and the service's subject alternative names"
 )]
 #[case(
     Failure::NoTls,

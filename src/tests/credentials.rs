@@ -215,8 +215,8 @@ const NO_CERTIFICATE: &str = "our own certificate: the certificate";
 )]
 #[case::key_cut_short(|p: &mut Pems| p.key.truncate(p.key.len() / 2), "reading the private key as PEM: ")]
 #[case::roots_cut_short(|p: &mut Pems| p.roots.truncate(p.roots.len() / 2), "reading the trusted roots as PEM: ")]
-#[case::chain_of_something_else(|p: &mut Pems| p.chain = pem("CERTIFICATE", b"hello"), "our own certificate: the certificate is no X.509")]
-#[case::root_of_something_else(|p: &mut Pems| p.roots += &pem("CERTIFICATE", b"hello"), "a trusted root is no valid certificate: ")]
+#[case::chain_of_something_else(|p: &mut Pems| p.chain = pem("CERTIFICATE", b"hello"), "our own certificate: the certificate is not X.509")]
+#[case::root_of_something_else(|p: &mut Pems| p.roots += &pem("CERTIFICATE", b"hello"), "a trusted root is not a valid certificate: ")]
 #[case::root_first_in_the_chain(|p: &mut Pems| p.chain.insert_str(0, &p.roots), NO_CERTIFICATE)]
 #[case::expired(
     |p: &mut Pems| p.take(&p.ca.certificate().uri(SERVER).expired().issue()),
@@ -237,7 +237,7 @@ const NO_CERTIFICATE: &str = "our own certificate: the certificate";
 )]
 #[case::malformed_name(
     |p: &mut Pems| p.take(&p.ca.certificate().uri("spiffe://td/x").issue()),
-    r#"our own certificate: the certificate's URI name "spiffe://td/x" is no workload identity: the SPIFFE ID is not of"#
+    r#"our own certificate: the certificate's URI name "spiffe://td/x" is not a workload identity: the SPIFFE ID is not of"#
 )]
 fn what_is_not_in_order_is_named_with_its_files(#[case] change: fn(&mut Pems), #[case] says: &str) {
     let mut pems = Pems::good();

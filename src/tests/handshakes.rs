@@ -46,13 +46,13 @@ impl Odd {
 #[case::the_same_twice(Odd::Names(&[SERVER, SERVER]), "more than one SPIFFE ID", Alert::CertificateUnknown)]
 #[case::malformed_path(
     Odd::Names(&["spiffe://cluster.local/default/server"]),
-    r#"the certificate's URI name "spiffe://cluster.local/default/server" is no workload identity"#,
+    r#"the certificate's URI name "spiffe://cluster.local/default/server" is not a workload identity"#,
     Alert::CertificateUnknown
 )]
 #[case::longer_path(
-    Odd::Names(&["spiffe://cluster.local/ns/default/sa/server/x"]), "is no workload identity", Alert::CertificateUnknown
+    Odd::Names(&["spiffe://cluster.local/ns/default/sa/server/x"]), "is not a workload identity", Alert::CertificateUnknown
 )]
-#[case::no_slashes(Odd::Names(&["spiffe:cluster.local"]), "is no workload identity", Alert::CertificateUnknown)]
+#[case::no_slashes(Odd::Names(&["spiffe:cluster.local"]), "is not a workload identity", Alert::CertificateUnknown)]
 #[tokio::test(start_paused = true)]
 async fn an_odd_certificate_is_refused_on_both_sides(#[case] odd: Odd, #[case] says: &str, #[case] told: Alert) {
     let ca = Ca::new();

@@ -58,7 +58,7 @@ async fn the_client_accepts_nobody_else_and_names_both(#[case] accepted: &[&str]
         error.to_string(),
         format!(
             "TLS: handshake: the peer's certificate belongs to {SERVER}, and accepted is {names}; check that the address belongs to the \
-             workload that is meant, and the service's subject alternative names"
+             intended workload, and the service's subject alternative names"
         )
     );
     assert_eq!(far.unwrap_err().kind(), &ErrorKind::RejectedByPeer);

@@ -62,7 +62,7 @@ impl Acceptor {
     }
 
     /// Hands the secrets of each session to `key_log`, such as [`rustls::KeyLogFile`], so that recorded traffic can be
-    /// decrypted. Default: nobody gets them. A TLS stack of your own logs by itself.
+    /// decrypted. Off by default, and without effect on a [custom](Self::custom) stack, which does its own logging.
     pub fn with_key_log(mut self, log: Arc<dyn KeyLog>) -> Self {
         if let Stack::Rustls(rustls) = &mut self.stack {
             rustls.key_log = log;

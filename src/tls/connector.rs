@@ -48,7 +48,7 @@ impl Connector {
     }
 
     /// Hands the secrets of each session to `key_log`, such as [`rustls::KeyLogFile`], so that recorded traffic can be
-    /// decrypted. Default: nobody gets them. A TLS stack of your own logs by itself.
+    /// decrypted. Off by default, and without effect on a [custom](Self::custom) stack, which does its own logging.
     pub fn with_key_log(mut self, key_log: Arc<dyn KeyLog>) -> Self {
         if let Stack::Rustls { key_log: old, .. } = &mut self.stack {
             *old = key_log;
@@ -160,7 +160,7 @@ impl Connector {
         self.config.tls_timeout
     }
 
-    /// What the next handshake would show. `None` while that is unknown.
+    /// The certificate that the next handshake would show. `None` while there is none, or it is not known.
     pub(crate) fn shown(&self) -> Option<Shown> {
         match &self.stack {
             Stack::Rustls { source, .. } => source.credentials().ok().map(Shown::Credentials),

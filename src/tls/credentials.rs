@@ -17,18 +17,19 @@ use super::{Certificate, provider};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::identity::SpiffeId;
 
-/// A workload's certificate chain with its private key, and the roots that it trusts: checked, and ready for handshakes.
-/// Cheap to clone.
+/// A workload's certificate chain with its private key, and the roots that it trusts: checked, and ready for
+/// handshakes. Cheap to clone.
 ///
 /// Equal when the certificate chain and the roots are: loading the same files twice gives equal credentials.
 ///
 /// # What issuers must keep to
 ///
-/// Chains are verified by [rustls-webpki](https://docs.rs/rustls-webpki): certificates of version 3, a chain of at most six
-/// intermediates, sent in order. It knows name constraints of the kinds DNS, IP and directory name only: an issuer with a
-/// *URI* name constraint (X509-SVID, section 4.2) is refused with `UnsupportedNameConstraint`, whether it permits the trust
-/// domain or not. Leave it out, or constrain the set of trust domains with [`TrustDomains`](crate::TrustDomains) and
-/// [`AcceptedIdentities`](crate::AcceptedIdentities), which are checked on each handshake.
+/// Chains are verified by [rustls-webpki](https://docs.rs/rustls-webpki): certificates of version 3, a chain of at most
+/// six intermediates, sent in order. It knows name constraints of the kinds DNS, IP and directory name only: an issuer
+/// with a *URI* name constraint (X509-SVID, section 4.2) is refused with `UnsupportedNameConstraint`, whether it
+/// permits the trust domain or not. Leave it out, or constrain the set of trust domains with
+/// [`TrustDomains`](crate::TrustDomains) and [`AcceptedIdentities`](crate::AcceptedIdentities), which are checked on
+/// each handshake.
 #[derive(Clone)]
 pub struct Credentials(Arc<Inner>);
 
@@ -54,13 +55,14 @@ impl Credentials {
         CredentialsBuilder::default()
     }
 
-    /// Checks and takes DER: the chain with the workload's own certificate first, its private key (PKCS#8, SEC1 or PKCS#1)
-    /// and the trusted roots. More than one root is fine, as during a root's rotation.
+    /// Checks and takes DER: the chain with the workload's own certificate first, its private key (PKCS#8, SEC1 or
+    /// PKCS#1) and the trusted roots. More than one root is fine, as during a root's rotation.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidCredentials`], naming the part at fault: an empty chain or set of roots, a key that does not
-    /// belong to the certificate, a certificate without exactly one SPIFFE ID, out of its dates, or from none of the roots.
+    /// belong to the certificate, a certificate without exactly one SPIFFE ID, out of its dates, or from none of the
+    /// roots.
     pub fn from_der(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
@@ -118,7 +120,7 @@ impl Credentials {
         &self.0.provider
     }
 
-    /// Whether the other is a clone of this one, with the very same signing key.
+    /// Whether the other is a clone of this one, and so has the same signing key.
     pub(super) fn is_clone_of(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
@@ -133,8 +135,8 @@ impl CredentialsBuilder {
     }
 
     /// Allows the certificate a SPIFFE ID of any form, as SPIRE issues them. By default it must be that of a Kubernetes
-    /// workload, `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`. Whether peers may have others, their own
-    /// settings say: [`TrustDomains::with_any_path`](crate::TrustDomains::with_any_path),
+    /// workload, `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`. Whether peers may have others, their
+    /// own settings say: [`TrustDomains::with_any_path`](crate::TrustDomains::with_any_path),
     /// [`AcceptedIdentities`](crate::AcceptedIdentities).
     pub fn with_any_path(mut self) -> Self {
         self.any_path = true;
@@ -148,17 +150,17 @@ impl CredentialsBuilder {
         self
     }
 
-    /// Checks and takes a key that may be anywhere, such as in an HSM: any [`rustls::sign::SigningKey`], with the chain that
-    /// it belongs to, and the trusted roots. A signing key that does not tell its public key is taken to belong to the
-    /// certificate.
+    /// Checks and takes a key that may be anywhere, such as in an HSM: any [`rustls::sign::SigningKey`], with the chain
+    /// that it belongs to, and the trusted roots. A signing key that does not tell its public key is taken to belong to
+    /// the certificate.
     ///
     /// # Errors
     ///
-    /// As [`Credentials::from_der`]; also when there is no provider, or it does not have TLS 1.3.
+    /// As [`Credentials::from_der`]; also when there is no provider, or it lacks TLS 1.3.
     pub fn from_key(self, key: CertifiedKey, roots: Vec<CertificateDer<'static>>) -> Result<Credentials> {
         let provider = self.provider()?;
-        // aws-lc gathers entropy when it is asked for the first time, for up to a tenth of a second: better now than in the
-        // first handshake.
+        // aws-lc gathers entropy when it is asked for the first time, for up to a tenth of a second: better now than in
+        // the first handshake.
         provider.secure_random.fill(&mut [0]).map_err(|_| invalid("the system has no randomness"))?;
         if !provider.cipher_suites.iter().any(|suite| suite.tls13().is_some()) {
             return Err(invalid("the TLS provider").with_source("it has no cipher suite of TLS 1.3"));
@@ -169,7 +171,7 @@ impl CredentialsBuilder {
         }
         let mut store = RootCertStore::empty();
         for root in roots {
-            store.add(root).map_err(|e| with_cause(invalid("a trusted root is no valid certificate"), e))?;
+            store.add(root).map_err(|e| with_cause(invalid("a trusted root is not a valid certificate"), e))?;
         }
         let store = Arc::new(store);
         let identity = certificate.identity();
@@ -284,7 +286,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// An [`Error`] as the cause of another: its action and causes, without repeating layer and advice.
+/// An [`Error`] as the cause of another: what was being done and why it failed, without layer and advice.
 #[derive(Debug)]
 struct CauseOf(Error);
 
@@ -304,7 +306,7 @@ fn invalid(doing: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidCredentials, Layer::Config, Side::Local, doing)
 }
 
-/// rustls takes every certificate for a peer's, and says so.
+/// rustls words its errors as if every certificate were a peer's.
 fn with_cause(error: Error, cause: rustls::Error) -> Error {
     match cause {
         rustls::Error::InvalidCertificate(cause) => error.with_source(cause.to_string()),
@@ -312,7 +314,7 @@ fn with_cause(error: Error, cause: rustls::Error) -> Error {
     }
 }
 
-/// Checks the chain as a peer with the same roots would. A certificate for only one of the two roles is let pass.
+/// Checks the chain as a peer with the same roots would. A certificate for only one of the two roles passes.
 fn check_chain(
     chain: &[CertificateDer<'_>],
     roots: &RootCertStore,

@@ -1,4 +1,4 @@
-//! TLS stacks of an embedder's own.
+//! TLS stacks other than rustls.
 
 use std::fmt;
 use std::future::Future;
@@ -35,7 +35,7 @@ pub trait ClientTls: fmt::Debug + Send + Sync {
     fn connect<'a>(&'a self, io: BoxStream, accept: &'a AcceptedIdentities) -> Handshake<'a>;
 
     /// The certificate that the next handshake would show. Asked at each checkout from a [`Pool`](crate::pool::Pool):
-    /// when it is another than before, or has expired, connections made so far take no new tunnels. `None`, the
+    /// when it is another than before, or has expired, connections made so far take no more tunnels. `None`, the
     /// default, changes nothing.
     fn certificate(&self) -> Option<Certificate> {
         None
@@ -102,11 +102,11 @@ impl fmt::Debug for Secured {
     }
 }
 
-/// A byte stream that somebody else uses, and that can still be looked at.
+/// A byte stream that a custom TLS stack owns, and that can still be inspected.
 pub(super) struct Lent<IO>(Arc<Mutex<IO>>);
 
 impl<IO> Lent<IO> {
-    /// The stream to hand out, and what stays here.
+    /// The stream to hand out, and the part to keep.
     pub(super) fn new(io: IO) -> (Self, Self) {
         let shared = Arc::new(Mutex::new(io));
         (Self(shared.clone()), Self(shared))

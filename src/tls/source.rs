@@ -52,7 +52,7 @@ pub trait CredentialSource: fmt::Debug + Send + Sync {
     fn credentials(&self) -> io::Result<Credentials>;
 
     /// Waits until [`credentials`](Self::credentials) has something else to say than `WouldBlock`. Several handshakes
-    /// may wait at a time. It is dropped, and must then leave nothing behind, when the handshake's time is over.
+    /// may wait at once. The future is dropped when the handshake times out, and must leave nothing behind.
     ///
     /// Ready at once by default: a handshake without credentials then fails.
     fn ready(&self) -> Ready<'_> {
@@ -60,7 +60,7 @@ pub trait CredentialSource: fmt::Debug + Send + Sync {
     }
 }
 
-/// What [`CredentialSource::ready`] returns: a future, boxed.
+/// The boxed future that [`CredentialSource::ready`] returns.
 pub type Ready<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 impl CredentialSource for Credentials {

@@ -20,9 +20,9 @@ use crate::io::{BoxStream, Stream};
 
 /// A byte stream inside TLS 1.3 with ALPN `h2`, whose peer has proved its identity.
 ///
-/// What is written is encrypted at once and sent with the next flush, or when 256 KiB of it are waiting: flush when there is
-/// nothing more to write for now. Shutting it down sends `close_notify`. Dropping it does not, and its peer then sees an
-/// unexpected end.
+/// What is written is encrypted at once and sent with the next flush, or when 256 KiB of it are waiting: flush when
+/// there is nothing more to write for now. Shutting it down sends `close_notify`. Dropping it does not, and its peer
+/// then sees an unexpected end.
 pub struct TlsStream<IO> {
     session: Inner<IO>,
     peer: Certificate,
@@ -77,7 +77,7 @@ impl<IO> TlsStream<IO> {
         &self.peer
     }
 
-    /// The whole chain that the peer has sent, its own certificate first. Empty where a TLS stack of your own does not tell.
+    /// The whole chain that the peer has sent, its own certificate first. Empty if a custom TLS stack does not say.
     pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
         match &self.session {
             Inner::Rustls(session) => session.connection().peer_certificates().unwrap_or_default(),
@@ -85,7 +85,7 @@ impl<IO> TlsStream<IO> {
         }
     }
 
-    /// The certificate that was shown to the peer. `None` where a TLS stack of your own does not tell.
+    /// The certificate that was shown to the peer. `None` if a custom TLS stack does not say.
     pub fn local_certificate(&self) -> Option<&Certificate> {
         self.local.as_ref()
     }
@@ -96,7 +96,7 @@ impl<IO> TlsStream<IO> {
         local.map_or(self.peer.not_after(), |local| local.min(self.peer.not_after()))
     }
 
-    /// The cipher suite of the session. `None` where a TLS stack of your own does not tell.
+    /// The cipher suite of the session. `None` if a custom TLS stack does not say.
     pub fn cipher_suite(&self) -> Option<CipherSuite> {
         match &self.session {
             Inner::Rustls(session) => session.connection().negotiated_cipher_suite().map(|suite| suite.suite()),
@@ -115,7 +115,8 @@ impl<IO> TlsStream<IO> {
         self.peer_certificates().iter().filter_map(serial).collect()
     }
 
-    /// Looks at the byte stream below. The session must not be used meanwhile: one of a TLS stack of your own would wait.
+    /// Looks at the byte stream underneath. Under a custom TLS stack it is locked meanwhile: don't use the session in
+    /// `look`.
     pub fn inspect<T>(&self, look: impl FnOnce(&IO) -> T) -> T {
         match &self.session {
             Inner::Rustls(session) => look(session.get_ref()),
@@ -184,10 +185,10 @@ pub(super) fn failed(kind: ErrorKind, side: Side) -> Error {
     Error::new(kind, Layer::Tls, side, "handshake")
 }
 
-/// What an I/O error of a TLS session means. In TLS 1.3 a client learns only after its handshake that the server rejected
-/// its certificate, so this serves the reads and writes of HTTP/2 as well.
+/// What an I/O error of a TLS session means. In TLS 1.3 a client learns only after its handshake that the server
+/// rejected its certificate, so this serves the reads and writes of HTTP/2 as well.
 ///
-/// `None` where it is no TLS error.
+/// `None` if it is not a TLS error.
 pub(crate) fn classify(error: &io::Error) -> Option<Error> {
     use AlertDescription as Alert;
     let tls = error.get_ref()?.downcast_ref::<rustls::Error>()?;
@@ -227,13 +228,13 @@ fn foreign(cause: IdentityError) -> Error {
         .with_advice("add an alias if workloads of that trust domain are to be let in")
 }
 
-/// A server's identity that a TLS stack of its own has let pass.
+/// The error for a server's identity that a custom TLS stack has let pass.
 pub(super) fn not_accepted(found: &SpiffeId, accepted: &AcceptedIdentities) -> Error {
     let cause = IdentityError::NotAccepted { found: found.clone(), accepted: accepted.clone() };
     failed(ErrorKind::IdentityNotAccepted, Side::Remote).with_source(cause)
 }
 
-/// A client's identity that a TLS stack of its own has let pass.
+/// The error for a client's identity that a custom TLS stack has let pass.
 pub(super) fn not_trusted(found: &SpiffeId, trusted: &TrustDomains) -> Error {
     foreign(IdentityError::ForeignTrustDomain { found: found.clone(), trusted: trusted.clone() })
 }

@@ -1,4 +1,4 @@
-//! Who the peer is, and whether that is somebody to talk to.
+//! Who the peer is, and whether it is accepted.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherEr
 
 use crate::identity::{AcceptedIdentities, SpiffeId, SpiffeIdError, TrustDomains};
 
-/// Why a certificate's identity is no good, although its chain may be.
+/// Why a certificate's identity is not accepted, although its chain may be valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum IdentityError {
     Unreadable,
@@ -27,12 +27,12 @@ pub(super) enum IdentityError {
 impl fmt::Display for IdentityError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreadable => f.write_str("the certificate is no X.509"),
+            Self::Unreadable => f.write_str("the certificate is not X.509"),
             Self::NoSpiffeId => f.write_str("the certificate has no SPIFFE ID among its URI names"),
             Self::SeveralSpiffeIds => {
                 f.write_str("the certificate has more than one SPIFFE ID, and must have exactly one")
             }
-            Self::Malformed(uri, e) => write!(f, "the certificate's URI name {uri:?} is no workload identity: {e}"),
+            Self::Malformed(uri, e) => write!(f, "the certificate's URI name {uri:?} is not a workload identity: {e}"),
             Self::NotAccepted { found, accepted } => {
                 write!(f, "the peer's certificate belongs to {found}, and accepted is {accepted}")
             }
