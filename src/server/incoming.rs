@@ -10,7 +10,7 @@ use http::{HeaderMap, Response};
 use tokio::time::Instant;
 
 use crate::authority::Authority;
-use crate::conn::{Frame, LingeringTunnel, OpenTunnel, Shared, notify_unopened};
+use crate::conn::{Frame, LingeringTunnel, OpenTunnel, SendQueue, Shared, tell_unopened};
 use crate::error::{Layer, Result};
 use crate::identity::SpiffeId;
 use crate::metadata::{Metadata, PROXY_STATUS, Received, proxy_status};
@@ -130,10 +130,12 @@ pub(super) fn refuse(
     *response.headers_mut() = refusal.headers().clone();
     // Fails only where there is no room for one more header.
     let _ = response.headers_mut().try_insert(PROXY_STATUS, proxy_status::encode(refusal));
-    let body = refusal.body().clone();
+    let body = refusal.body();
     // Both fail only when the peer has given up meanwhile.
-    let sent = respond.send_response(response, body.is_empty());
-    let sent = sent.and_then(|mut send| if body.is_empty() { Ok(()) } else { send.send_data(body, true) });
+    let sent = respond.send_response(response, body.is_empty()).and_then(|mut send| match body.is_empty() {
+        true => Ok(()),
+        false => send.send_data(Arc::new(SendQueue::default()).frame(body.clone()), true),
+    });
     if sent.is_ok() && !recv.is_end_stream() {
         shared.linger(LingeringTunnel { recv, _permit: None });
     }

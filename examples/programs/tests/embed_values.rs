@@ -95,7 +95,7 @@ async fn a_body_without_an_end_is_waited_for_a_second_at_most() {
     let before = Instant::now();
     assert_eq!(refused(&client).await.body(), "overloaded, ");
     assert_eq!(before.elapsed(), Duration::from_secs(1));
-    sleep(Config::new().linger_timeout()).await;
+    sleep(2 * Config::new().linger_timeout()).await;
     assert_eq!(client.load().open, 0);
 }
 
