@@ -10,7 +10,7 @@ use http::{HeaderMap, Response};
 use tokio::time::Instant;
 
 use crate::authority::Authority;
-use crate::conn::{Frame, LingeringTunnel, OpenTunnel, SendQueue, Shared, tell_unopened};
+use crate::conn::{Frame, LingeringTunnel, OpenTunnel, SendQueue, Shared, notify_unopened};
 use crate::error::{Layer, Result};
 use crate::identity::SpiffeId;
 use crate::metadata::{Metadata, PROXY_STATUS, Received, proxy_status};
