@@ -93,6 +93,7 @@ async fn direct(
         opening.dialed();
         let stream = source.tls.connect(ReadAhead::new(stream), &hop.accept);
         let stream = by(deadline, Layer::Tls, "the TLS handshake", stream).await?;
+        opening.tls_done(&stream);
         source.note_shown(stream.local_certificate());
         let peer = stream.peer_identity().clone();
         let starting = Builder::new().with_config(config.clone()).described(opening.about.clone()).handshake(stream);
