@@ -1,5 +1,5 @@
-//! From a name to a tunnel: the mesh says where to, a balancer chooses, the pool has the connection, and what fails before
-//! its 200 is tried elsewhere.
+//! From a name to a tunnel: the mesh says where to, a balancer chooses, the pool has the connection, and what fails
+//! before its 200 is tried elsewhere.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,12 +29,12 @@ pub type MeshWatch = tokio::sync::watch::Receiver<Snapshot>;
 ///
 /// # What is tried again
 ///
-/// Until the peer's 200 is here, not a byte of the application has been sent, so that another endpoint can be tried without
-/// harm. That is done when the attempt failed for a [reason that another endpoint may cure](route::is_retryable) and there
-/// is one, or when the tunnel was reset: never after 400 or 401, and never after the 200. What only the end of a connection
-/// undid, the [pool](Pool::connect) sends again within the attempt. Endpoints and gateways that failed are not chosen again
-/// while there is any other, and those that [fail repeatedly](crate::balance::health) are left out for a while by this
-/// connector.
+/// Until the peer's 200 is here, not a byte of the application has been sent, so that another endpoint can be tried
+/// without harm. That is done when the attempt failed for a [reason that another endpoint may
+/// cure](route::is_retryable) and there is one, or when the tunnel was reset: never after 400 or 401, and never after
+/// the 200. What only the end of a connection undid, the [pool](Pool::connect) sends again within the attempt.
+/// Endpoints and gateways that failed are not chosen again while there is any other, and those that [fail
+/// repeatedly](crate::balance::health) are left out for a while by this connector.
 ///
 /// Behind a gateway the connector can't name a pod, so there the other endpoint is another gateway, or what the gateway
 /// makes of a second request for the same service.
@@ -144,8 +144,8 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A tunnel to where an application wanted to go, the way it took, and whom it met there.
 ///
-/// Who takes it apart keeps [`route.in_flight`](Route::in_flight) for as long as the tunnel: dropping it tells the balancer
-/// that the tunnel has ended.
+/// To take it apart, keep [`route.in_flight`](Route::in_flight) for as long as the tunnel: dropping it tells the
+/// balancer that the tunnel has ended.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Connected {
@@ -168,8 +168,8 @@ impl ConnectorConfig {
         }
     }
 
-    /// How many attempts one connection gets. Default 3, at least 1. Raising it lets a connection come to more endpoints
-    /// before it fails.
+    /// How many attempts one connection gets. Default 3, at least 1. Raising it lets a connection come to more
+    /// endpoints before it fails.
     pub fn with_attempts(mut self, attempts: usize) -> Self {
         self.attempts = attempts.max(1);
         self
@@ -191,10 +191,10 @@ impl ConnectorConfig {
         self.connect_timeout
     }
 
-    /// How long an attempt may take while another endpoint is left to try; the last attempt, and one without an alternative,
-    /// has all the time there is. Default 3 s: four round trips between continents, and a slow application. Raising it makes
-    /// connections wait longer for a peer that has stalled. A connection on which nothing at all has come for half of this
-    /// time, or a second, by the end of an attempt takes no more tunnels.
+    /// How long an attempt may take while another endpoint is left to try; the last attempt, and one without an
+    /// alternative, has all the time there is. Default 3 s: four round trips between continents, and a slow
+    /// application. Raising it makes connections wait longer for a peer that has stalled. A connection on which nothing
+    /// at all has come for half of this time, or a second, by the end of an attempt takes no new tunnels.
     pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = timeout.min(LONGEST);
         self
@@ -273,8 +273,8 @@ impl ConnectOptions {
         self
     }
 
-    /// What the CONNECT says to the far end, such as the application's own trace or headers of one's own. What it leaves out
-    /// of baggage, `forwarded`, `traceparent` and `x-forwarded-network`, the connector fills in.
+    /// What the CONNECT says to the far end, such as the application's own trace or headers of one's own. What it
+    /// leaves out of baggage, `forwarded`, `traceparent` and `x-forwarded-network`, the connector fills in.
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
         self
@@ -313,7 +313,8 @@ impl Connector {
         })))
     }
 
-    /// The same over another pool, such as one of another thread. The two share what they learn of endpoints, and the balancer.
+    /// The same over another pool, such as one of another thread. The two share what they learn of endpoints, and the
+    /// balancer.
     ///
     /// # Errors
     ///
@@ -323,10 +324,11 @@ impl Connector {
         Self::with(builder.clone(), pool, credentials.clone(), endpoints.clone())
     }
 
-    /// Opens a tunnel to `target`: a service by name or virtual address, or a workload. `from` is the application's address,
-    /// for the far side's telemetry.
+    /// Opens a tunnel to `target`: a service by name or virtual address, or a workload. `from` is the application's
+    /// address, for the far side's telemetry.
     ///
-    /// Must be called on a tokio runtime. Cancel safe: when dropped, the tunnel that was about to be opened is canceled.
+    /// Must be called on a tokio runtime. Cancel safe: when dropped, the tunnel that was about to be opened is
+    /// canceled.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! HBONE for programs that carry other programs' traffic: TCP connections through HTTP/2 CONNECT over mutual TLS with SPIFFE
-//! identities, singly and nested.
+//! HBONE for programs that carry other programs' traffic: TCP connections through HTTP/2 CONNECT over mutual TLS with
+//! SPIFFE identities, singly and nested.
 //!
 //! # The model
 //!
@@ -11,9 +11,10 @@
 //!                           tls::Acceptor::accept   ──▶  server::handshake  ──▶  Server::accept   ──▶  TunnelStream
 //! ```
 //!
-//! A [`TunnelStream`] **is** a byte stream again, so a nested tunnel is the same functions called once more on a tunnel, at
-//! any depth; [`nested::extend`] does just that. Across clusters two tunnels are nested: the outer one ends at the far
-//! cluster's east-west gateway, the inner one at the destination. The gateway forwards the inner one as opaque bytes:
+//! A [`TunnelStream`] **is** a byte stream again, so a nested tunnel is the same functions called once more on a
+//! tunnel, at any depth; [`nested::extend`] does just that. Across clusters two tunnels are nested: the outer one ends
+//! at the far cluster's east-west gateway, the inner one at the destination. The gateway forwards the inner one as
+//! opaque bytes:
 //!
 //! ```text
 //!  client ═══════════ outer: mutual TLS, HTTP/2 ═══════════ gateway
@@ -21,8 +22,8 @@
 //!    ╚═══════ inner: mutual TLS, HTTP/2, end to end ═══════════╧═══════════════ destination
 //! ```
 //!
-//! At each hop both ends verify each other's identity before a byte of HTTP/2, and nothing ever falls back to plaintext.
-//! The protocol is specified in `docs/wire.md` of the repository, with test vectors.
+//! At each hop both ends verify each other's identity before a byte of HTTP/2, and nothing ever falls back to
+//! plaintext. The protocol is specified in `docs/wire.md` of the repository, with test vectors.
 //!
 //! # A tunnel inside a tunnel
 //!
@@ -37,13 +38,10 @@
 //! A program that wants to reach a service starts at the other end, with its name:
 //!
 //! ```text
-//!  Connector::connect(name)
-//!      │
-//!      ├─▶ route::outbound         mesh, health and a balancer choose an endpoint, or a gateway and the service behind it
-//!      ├─▶ Pool::checkout(path)    a permit on a connection: an existing one, or one that is dialed for all who wait
-//!      ├─▶ Lease::connect          CONNECT; what fails before the 200 is tried elsewhere, up to three times in all
-//!      ▼
-//!  Connected { tunnel, route, identities }
+//!  Connector::connect(name) │ ├─▶ route::outbound         mesh, health and a balancer choose an endpoint, or a gateway
+//!  and the service behind it ├─▶ Pool::checkout(path)    a permit on a connection: an existing one, or one that is
+//!  dialed for all who wait ├─▶ Lease::connect          CONNECT; what fails before the 200 is tried elsewhere, up to
+//!  three times in all ▼ Connected { tunnel, route, identities }
 //! ```
 //!
 //! Connections are shared at every hop, inner ones included. Where a name stands for many backends behind a gateway, the

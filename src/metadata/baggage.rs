@@ -25,7 +25,7 @@ const ZONE: &str = "cloud.availability_zone";
 /// What a workload says of itself: the `baggage` header (W3C Baggage) with the keys that ambient meshes use.
 ///
 /// **It is telemetry and never authorisation.** Every workload with a valid certificate can put anything there, also
-/// the name of another one. Who the peer is, its certificate says: take the namespace and the trust domain from its
+/// the name of another one. The peer's certificate says who it is: take the namespace and the trust domain from its
 /// [`SpiffeId`](crate::SpiffeId), and show baggage next to it, as a label.
 ///
 /// On a request it describes the source; on a 200 the workload that the tunnel ended at, which a client that went

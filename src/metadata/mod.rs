@@ -144,7 +144,7 @@ impl Metadata {
     }
 
     /// Sets the backends that the client is connected to already, as this gateway calls them. It belongs in the outer
-    /// CONNECT, whose gateway picks another backend then if it can. None take the header away.
+    /// CONNECT, whose gateway picks another backend then if it can. An empty list takes the header away.
     ///
     /// The first 128 are sent, since a peer limits how large the headers may be; put those first that matter most.
     pub fn with_known_backends(mut self, backends: impl IntoIterator<Item = BackendToken>) -> Self {
@@ -219,7 +219,7 @@ impl Metadata {
     /// (hop by hop, `content-length`, `proxy-status`) are left out.
     ///
     /// A `traceparent`, `x-forwarded-network` or `x-hbone-backend` with several values counts as one that can't be
-    /// read. Of all `x-hbone-backends` together, what is a token is read, up to 128 of them.
+    /// read. Of all `x-hbone-backends` together, up to 128 valid tokens are read.
     pub fn from_headers(headers: &HeaderMap) -> Self {
         let mut metadata = Self::default();
         for name in TYPED.iter().filter(|name| headers.contains_key(*name)) {

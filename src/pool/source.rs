@@ -10,10 +10,10 @@ use crate::identity::SpiffeId;
 use crate::metadata::Metadata;
 use crate::tls::{Certificate, Connector, Shown};
 
-/// An identity that connects through a [`Pool`](super::Pool): its certificate is shown at every hop, and only tunnels of the
-/// same source share a connection. Clones are the same source; take one for each identity.
+/// An identity that connects through a [`Pool`](super::Pool): its certificate is shown at every hop, and only tunnels
+/// of the same source share a connection. Clones are the same source; take one for each identity.
 ///
-/// When the last clone is gone, its connections take no more tunnels and close when those that are open have ended.
+/// When the last clone is gone, its connections take no new tunnels and close when those that are open have ended.
 #[derive(Clone)]
 pub struct Source {
     pub(super) shared: Arc<SourceShared>,
@@ -54,7 +54,7 @@ impl SourceShared {
         self.shown().as_ref().map(|shown| shown.certificate().identity().clone())
     }
 
-    /// Whether the connections so far are to take no more tunnels: their certificate has been renewed, or has expired.
+    /// Whether the connections so far are to take no new tunnels: their certificate has been renewed, or has expired.
     pub(super) fn has_rotated(&self, now: SystemTime) -> bool {
         let current = self.tls.shown();
         let mut shown = self.shown();

@@ -18,10 +18,10 @@ const ABOUT_THE_FAR_SIDE: [StatusCode; 5] = [
 
 /// Whether another endpoint may cure a CONNECT that failed before its 200.
 ///
-/// Not when the reason is on this side: what is asked for, our own certificate or a resource of this machine, or that there
-/// is no way. Neither when the far side refused it for what it is, with a status such as 400 or 401: with 4xx, except 404,
-/// 408, 421, 425 and 429. All else may be another one's to cure: not reached, no answer in time, somebody else or something
-/// other than HBONE at that address, a reset, GOAWAY, the end of the connection, a refusal with 5xx.
+/// Not when the reason is on this side: what is asked for, our own certificate or a resource of this machine, or that
+/// there is no way. Nor when the far side refused it for what it is, with a status such as 400 or 401: with 4xx, except
+/// 404, 408, 421, 425 and 429. Another endpoint may cure everything else: not reached, no answer in time, somebody else
+/// or something other than HBONE at that address, a reset, GOAWAY, the end of the connection, a refusal with 5xx.
 pub fn is_retryable(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::InvalidInput
@@ -46,12 +46,13 @@ pub fn is_retryable(error: &Error) -> bool {
 }
 
 impl Route {
-    /// What an attempt to take this way is an attempt at, for [`Outliers::begin`](crate::balance::health::Outliers::begin):
-    /// in the own network the endpoint; through a gateway first the gateway, then the gateway for this service.
+    /// What an attempt along this way puts to the test, for
+    /// [`Outliers::begin`](crate::balance::health::Outliers::begin): in the source's own network, the endpoint; through
+    /// a gateway first the gateway, then the gateway for this service.
     ///
     /// When it succeeds, it does so at all of them. When it fails, [`blame`](Self::blame) says at which; if that is the
-    /// gateway for the service, the gateway itself has succeeded, since it did forward; if it is the gateway, nothing is
-    /// known of the other.
+    /// gateway for the service, the gateway itself has succeeded, since it did forward; if it is the gateway, nothing
+    /// is known of the other.
     pub fn health_keys(&self) -> impl Iterator<Item = HealthKey> + use<> {
         let keys = match (&self.gateway, &self.service) {
             (None, _) => [Some(HealthKey::Workload(self.picked.uid.clone())), None],
@@ -61,13 +62,14 @@ impl Route {
         keys.into_iter().flatten()
     }
 
-    /// Whom it speaks against that a CONNECT along this way failed with `error` before its 200: one of the
+    /// Whom it speaks against when a CONNECT along this way fails with `error` before its 200: one of the
     /// [`health_keys`](Self::health_keys).
     ///
-    /// `None` for an error that speaks against nobody, which is one that is not [retryable](is_retryable). In the own
-    /// network everything else speaks against the endpoint. Through a gateway, what happens on the connection to the gateway
-    /// speaks against the gateway; how it answers the CONNECT, and all that happens behind it, against the gateway for this
-    /// service. An error that names no [hop](Error::hop) counts as one on the connection to the gateway.
+    /// `None` for an error that speaks against nobody, which is one that is not [retryable](is_retryable). In the
+    /// source's own network, everything else speaks against the endpoint. Through a gateway, what happens on the
+    /// connection to the gateway speaks against the gateway; how it answers the CONNECT, and all that happens behind
+    /// it, against the gateway for this service. An error that names no [hop](Error::hop) counts as one on the
+    /// connection to the gateway.
     pub fn blame(&self, error: &Error) -> Option<HealthKey> {
         if !is_retryable(error) {
             return None;

@@ -135,8 +135,8 @@ impl CredentialsBuilder {
     }
 
     /// Allows the certificate a SPIFFE ID of any form, as SPIRE issues them. By default it must be that of a Kubernetes
-    /// workload, `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`. Whether peers may have others, their
-    /// own settings say: [`TrustDomains::with_any_path`](crate::TrustDomains::with_any_path),
+    /// workload, `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`. Their own settings say whether peers
+    /// may have others: [`TrustDomains::with_any_path`](crate::TrustDomains::with_any_path),
     /// [`AcceptedIdentities`](crate::AcceptedIdentities).
     pub fn with_any_path(mut self) -> Self {
         self.any_path = true;
@@ -151,8 +151,8 @@ impl CredentialsBuilder {
     }
 
     /// Checks and takes a key that may be anywhere, such as in an HSM: any [`rustls::sign::SigningKey`], with the chain
-    /// that it belongs to, and the trusted roots. A signing key that does not tell its public key is taken to belong to
-    /// the certificate.
+    /// that it belongs to, and the trusted roots. A signing key that does not reveal its public key is taken to belong
+    /// to the certificate.
     ///
     /// # Errors
     ///

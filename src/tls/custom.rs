@@ -26,7 +26,7 @@ pub trait ClientTls: fmt::Debug + Send + Sync {
     /// handshake's time is over.
     ///
     /// The identity that [`Secured`] names must have been verified: the chain against the roots, the dates, and that
-    /// the peer has the key. Whether it is accepted, the caller checks too.
+    /// the peer has the key. The caller checks, too, whether it is accepted.
     ///
     /// # Errors
     ///
@@ -35,7 +35,7 @@ pub trait ClientTls: fmt::Debug + Send + Sync {
     fn connect<'a>(&'a self, io: BoxStream, accept: &'a AcceptedIdentities) -> Handshake<'a>;
 
     /// The certificate that the next handshake would show. Asked at each checkout from a [`Pool`](crate::pool::Pool):
-    /// when it is another than before, or has expired, connections made so far take no more tunnels. `None`, the
+    /// when it is another than before, or has expired, connections made so far take no new tunnels. `None`, the
     /// default, changes nothing.
     fn certificate(&self) -> Option<Certificate> {
         None
@@ -49,8 +49,8 @@ pub trait ClientTls: fmt::Debug + Send + Sync {
 pub trait ServerTls: fmt::Debug + Send + Sync {
     /// Does the handshake over `io`. It is dropped when the handshake's time is over.
     ///
-    /// The identity that [`Secured`] names must have been verified, as in [`ClientTls::connect`]. Whether its trust
-    /// domain is let in, the caller checks.
+    /// The identity that [`Secured`] names must have been verified, as in [`ClientTls::connect`]. The caller checks
+    /// whether its trust domain is let in.
     ///
     /// # Errors
     ///

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Layer, Result, Side};
 ///
 /// What is new was checked as a whole when it became [`Credentials`]: the key belongs to the certificate, the
 /// certificate to one of the roots, and none has expired. Where that fails, the last good ones stay. Handshakes begun
-/// from then on show the new certificate, connections of a [`Pool`](crate::pool::Pool) take no more tunnels, and the
+/// from then on show the new certificate, connections of a [`Pool`](crate::pool::Pool) take no new tunnels, and the
 /// open tunnels go on.
 ///
 /// ```no_run
