@@ -1,5 +1,7 @@
 //! Every limit and timeout of a connection, in one place.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::io::Scheduler;
@@ -11,20 +13,29 @@ use crate::io::Scheduler;
 ///
 /// # Memory
 ///
-/// A tunnel whose reader has stopped holds at most [`stream_window`](Self::with_stream_window), and a connection at
-/// most [`max_tunnels`](Self::with_max_tunnels) times that (4 MiB and 400 MiB by default), about what the kernel would
-/// hold for as many stalled TCP connections. On a long path with a fast reader the windows are up to
-/// [`max_stream_window`](Self::with_max_stream_window) instead; a connection then holds at most twice that on top (64
-/// MiB by default). The connection's window is this sum on purpose: were it smaller, a few stalled tunnels could use it
-/// up and stop all others. HTTP/2 ends at 2 GiB, so with more than 495 tunnels their windows shrink. Sending adds up to
-/// [`send_buffer`](Self::with_send_buffer) for each tunnel, and unread small frames what
-/// [`small_frame_budget`](Self::with_small_frame_budget) says.
+/// What a tunnel has received and its reader has not read is at most [`stream_window`](Self::with_stream_window), 4 MiB by
+/// default, or up to [`max_stream_window`](Self::with_max_stream_window) on a long path with a fast reader. All tunnels of a
+/// connection together hold at most [`max_connection_window`](Self::with_max_connection_window), 128 MiB. That is less than
+/// the sum of the tunnels' windows, but readers that have stopped can't use it up and stop all others: no window is more than
+/// a quarter of what is left of it, which makes a difference from 96 MiB on. An eighth of it is kept for when the rest is
+/// used up all the same, and all tunnels fit into that with their least windows (160 KiB with 100 tunnels). A tunnel that is
+/// read goes on meanwhile, with one such window in each round trip.
+///
+/// All connections of a config, its clones among them, share [`max_total_window`](Self::with_max_total_window), 384 MiB: each
+/// may hold half of what is left of that, and has smaller windows as it comes near. A connection that holds little is not
+/// affected.
+///
+/// What waits to be sent comes on top: up to [`send_buffer`](Self::with_send_buffer) for each tunnel, 512 KiB, and for all of
+/// a connection's together what it may hold unread (50 MiB as it comes; with more than 256 tunnels each has less). So do
+/// unread small frames, with what [`small_frame_budget`](Self::with_small_frame_budget) says.
 ///
 /// Times longer than a year count as a year.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub(crate) stream_window: u32,
     pub(crate) max_stream_window: Option<u32>,
+    pub(crate) max_connection_window: u32,
+    pub(crate) total: TotalUnread,
     pub(crate) max_tunnels: u32,
     pub(crate) initial_tunnels: u32,
     pub(crate) max_frame_size: u32,
@@ -42,8 +53,59 @@ pub struct Config {
     pub(crate) scheduler: Scheduler,
 }
 
+/// The windows of one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Windows {
+    /// Of each tunnel at first, and what it may grow to.
+    pub(crate) stream: u32,
+    pub(crate) max_stream: u32,
+    /// Of the connection.
+    pub(crate) connection: u32,
+    /// What is added to that when it is used up; 0 where it can't be, as all tunnels' windows fit.
+    pub(crate) reserve: u32,
+    /// Of each tunnel when it is used up. As many as there may be fit into the reserve.
+    pub(crate) least_stream: u32,
+}
+
+/// What the connections of a config, and of its clones, hold unread together. Two are equal when their limits are.
+#[derive(Clone, Debug)]
+pub(crate) struct TotalUnread {
+    limit: u64,
+    held: Arc<AtomicU64>,
+}
+
+impl TotalUnread {
+    fn new(limit: u64) -> Self {
+        Self { limit, held: Arc::default() }
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// How much more there may be.
+    pub(crate) fn left(&self) -> u64 {
+        self.limit.saturating_sub(self.held.load(Relaxed))
+    }
+
+    /// A connection holds `now` instead of `before`.
+    pub(crate) fn update(&self, before: u64, now: u64) {
+        self.held.fetch_add(now.wrapping_sub(before), Relaxed);
+    }
+}
+
+impl PartialEq for TotalUnread {
+    fn eq(&self, other: &Self) -> bool {
+        self.limit == other.limit
+    }
+}
+
+impl Eq for TotalUnread {}
+
 /// HTTP/2's largest window and, at once, setting (RFC 9113, section 6.9.1).
 const MAX_WINDOW: u32 = (1 << 31) - 1;
+
+const LEAST_SEND_BUFFER: usize = 16 << 10;
 
 /// Longer waits are the same as none, and would overflow the clock.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -54,6 +116,8 @@ impl Config {
         Self {
             stream_window: 4 << 20,
             max_stream_window: None,
+            max_connection_window: 128 << 20,
+            total: TotalUnread::new(384 << 20),
             max_tunnels: 100,
             initial_tunnels: 10,
             max_frame_size: 64 << 10,
@@ -91,6 +155,22 @@ impl Config {
         self
     }
 
+    /// How many bytes one connection holds unread at most, of all its tunnels together. Default 128 MiB; at least 256 KiB.
+    /// Raising it lets more readers stop before the others of the connection have smaller windows: see
+    /// [Memory](Self#memory).
+    pub fn with_max_connection_window(mut self, bytes: u32) -> Self {
+        self.max_connection_window = bytes.clamp(256 << 10, MAX_WINDOW);
+        self
+    }
+
+    /// How many bytes all connections of this config and its clones are to hold unread together. Default 384 MiB; at least
+    /// 1 MiB. It is approached, not hit: each connection has the smaller windows the less is left, and what is on its way to
+    /// it then still comes. Raising it costs memory while many readers stop at once: see [Memory](Self#memory).
+    pub fn with_max_total_window(mut self, bytes: u64) -> Self {
+        self.total = TotalUnread::new(bytes.max(1 << 20));
+        self
+    }
+
     /// How many tunnels one connection carries at once. Default 100, as Envoy and ztunnel's pool. A server advertises
     /// it; a client keeps to the smaller of this and what its peer advertises. Raising it lets more tunnels share one
     /// thread.
@@ -121,10 +201,11 @@ impl Config {
         self
     }
 
-    /// How much of what was written on one tunnel waits for the network. Default 512 KiB. Raising it costs memory for
-    /// each tunnel with a slow peer and buys nothing below a bandwidth-delay product of that size.
+    /// How much of what was written on one tunnel waits for the network. Default 512 KiB; less where all tunnels together would
+    /// exceed [`max_connection_window`](Self::with_max_connection_window), but at least 16 KiB. Raising it costs memory for each
+    /// tunnel with a slow peer and buys nothing below a bandwidth-delay product of that size.
     pub fn with_send_buffer(mut self, bytes: usize) -> Self {
-        self.send_buffer = bytes.max(16 << 10);
+        self.send_buffer = bytes.max(LEAST_SEND_BUFFER);
         self
     }
 
@@ -198,22 +279,26 @@ impl Config {
         self
     }
 
-    /// The window of each tunnel in bytes. Smaller than what was [set](Self::with_stream_window) where all tunnels
-    /// together would not fit into what HTTP/2 allows for the connection.
+    /// The window of each tunnel in bytes, at first. Smaller than what was [set](Self::with_stream_window) where the
+    /// connection's window is.
     pub fn stream_window(&self) -> u32 {
-        self.stream_window.min((MAX_WINDOW - self.headroom()) / self.max_tunnels)
+        self.windows().stream
     }
 
     /// What a tunnel's [window](Self::with_max_stream_window) may grow to, in bytes:
     /// [`stream_window`](Self::stream_window) where it may not grow.
     pub fn max_stream_window(&self) -> u32 {
-        if self.headroom() == 0 { self.stream_window() } else { self.grown() }
+        self.windows().max_stream
     }
 
-    /// The window of the whole connection in bytes, which nothing sets: all tunnels' windows together, and room for
-    /// those that have grown.
-    pub fn connection_window(&self) -> u32 {
-        (self.stream_window() * self.max_tunnels + self.headroom()).max(64 << 10)
+    /// See [`with_max_connection_window`](Self::with_max_connection_window).
+    pub fn max_connection_window(&self) -> u32 {
+        self.max_connection_window
+    }
+
+    /// See [`with_max_total_window`](Self::with_max_total_window).
+    pub fn max_total_window(&self) -> u64 {
+        self.total.limit()
     }
 
     /// See [`with_max_tunnels`](Self::with_max_tunnels).
@@ -291,12 +376,30 @@ impl Config {
         &self.scheduler
     }
 
-    fn headroom(&self) -> u32 {
-        if self.grown() > self.stream_window { 2 * self.grown() } else { 0 }
+    pub(crate) fn windows(&self) -> Windows {
+        let tunnels = u64::from(self.max_tunnels);
+        let grown = self.max_stream_window.unwrap_or(self.stream_window.saturating_mul(8)).min(256 << 20);
+        // Room for two that have grown.
+        let headroom = if grown > self.stream_window { 2 * u64::from(grown) } else { 0 };
+        let all = u64::from(self.stream_window) * tunnels + headroom;
+        if let Ok(all) = u32::try_from(all)
+            && all <= self.max_connection_window
+        {
+            let (stream, max_stream) = (self.stream_window, grown.max(self.stream_window));
+            let connection = all.max(64 << 10);
+            return Windows { stream, max_stream, connection, reserve: 0, least_stream: stream };
+        }
+        let reserve = self.max_connection_window / 8;
+        let connection = self.max_connection_window - reserve;
+        let stream = self.stream_window.min(connection);
+        let least_stream = (reserve / self.max_tunnels).clamp(1, stream);
+        Windows { stream, max_stream: grown.clamp(stream, connection), connection, reserve, least_stream }
     }
 
-    fn grown(&self) -> u32 {
-        self.max_stream_window.unwrap_or(self.stream_window.saturating_mul(8)).min(256 << 20)
+    /// What waits to be sent on one tunnel at most.
+    pub(crate) fn tunnel_send_buffer(&self) -> usize {
+        let share = (self.max_connection_window / self.max_tunnels) as usize;
+        self.send_buffer.min(share.max(LEAST_SEND_BUFFER))
     }
 }
 
@@ -308,16 +411,52 @@ impl Default for Config {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
+    #[rstest]
+    #[case::as_it_comes(Config::new())]
+    #[case::many_tunnels(Config::new().with_max_tunnels(1000))]
+    #[case::as_many_as_can_be(Config::new().with_max_tunnels(u32::MAX))]
+    #[case::little_in_all(Config::new().with_max_connection_window(0))]
+    #[case::all_there_is(Config::new().with_max_connection_window(u32::MAX))]
+    #[case::large(Config::new().with_stream_window(u32::MAX).with_max_stream_window(u32::MAX))]
+    #[case::small(Config::new().with_stream_window(0).with_max_tunnels(0))]
+    fn the_least_windows_of_all_tunnels_fit_into_the_reserve(#[case] config: Config) {
+        let Windows { stream, max_stream, connection, reserve, least_stream } = config.windows();
+        assert!(connection + reserve <= config.max_connection_window);
+        assert!(0 < least_stream && least_stream <= stream && stream <= max_stream && max_stream <= connection);
+        let tunnels = u64::from(config.max_tunnels);
+        // HTTP/2 has no less than one byte.
+        assert!(reserve == 0 || u64::from(least_stream) * tunnels <= u64::from(reserve).max(tunnels));
+    }
+
     #[test]
-    fn the_windows_of_all_tunnels_fit_into_that_of_the_connection() {
-        for (window, tunnels) in [(4 << 20, 100), (4 << 20, 1000), (u32::MAX, u32::MAX), (1, 1)] {
-            let config = Config::new().with_stream_window(window).with_max_tunnels(tunnels);
-            let all = u64::from(config.stream_window()) * u64::from(config.max_tunnels);
-            assert!(all <= u64::from(config.connection_window()), "{window} x {tunnels}");
-            assert!(config.connection_window() <= MAX_WINDOW && config.stream_window() > 0);
-        }
+    fn there_is_no_reserve_where_all_windows_fit() {
+        let config = Config::new().with_stream_window(100_000).with_max_stream_window(0).with_max_tunnels(10);
+        let expected =
+            Windows { stream: 100_000, max_stream: 100_000, connection: 1_000_000, reserve: 0, least_stream: 100_000 };
+        assert_eq!(config.windows(), expected);
+    }
+
+    #[rstest]
+    #[case::as_it_comes(100, 512 << 10)]
+    #[case::many(512, 256 << 10)]
+    #[case::most(1 << 20, LEAST_SEND_BUFFER)]
+    fn what_waits_to_be_sent_is_bounded_for_a_connection(#[case] tunnels: u32, #[case] expected: usize) {
+        assert_eq!(Config::new().with_max_tunnels(tunnels).tunnel_send_buffer(), expected);
+    }
+
+    #[test]
+    fn a_config_and_its_clones_share_what_they_hold_in_all() {
+        let config = Config::new().with_max_total_window(10 << 20);
+        config.clone().total.update(0, 3 << 20);
+        config.total.update(3 << 20, 1 << 20);
+        assert_eq!(config.total.left(), 9 << 20);
+        assert_eq!(Config::new().with_max_total_window(10 << 20).total.left(), 10 << 20);
+        config.total.update(0, 10 << 20);
+        assert_eq!(config.total.left(), 0);
     }
 
     #[test]

@@ -47,7 +47,7 @@ where
             self.permits.close();
             return Poll::Ready(Err(error));
         }
-        self.maintenance.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
+        self.maintenance.resize(cx, &self.shared, &mut self.connection);
         self.batch.begin();
         let result = Pin::new(&mut self.connection).poll(cx);
         // The peer may change its limit at any time, and tells it first right after the handshake.
@@ -57,7 +57,7 @@ where
         }
         match result {
             Poll::Pending => {
-                self.maintenance.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
+                self.maintenance.resize(cx, &self.shared, &mut self.connection);
                 self.batch.send(cx);
                 Poll::Pending
             }

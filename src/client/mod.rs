@@ -40,19 +40,19 @@ pub struct Client {
     hop: usize,
 }
 
-/// No two tunnels have the same value of these, so that they are not to be in HPACK's table (RFC 7541, section 6.2.3): there they
-/// push out what tunnels have in common, and all of them are compared to each new one.
-const EACH_ITS_OWN: [HeaderName; 2] = [FORWARDED, TRACEPARENT];
+/// Headers whose values differ for each tunnel. In HPACK's table (RFC 7541, section 6.2.3) they would push out what tunnels have in
+/// common, and each new one would be compared to all of them.
+const NEVER_INDEXED: [HeaderName; 2] = [FORWARDED, TRACEPARENT];
 
 const OPENING: &str = "opening a tunnel";
 
 /// How many tunnels a connection carries and may carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Load {
+pub struct Capacity {
     /// Tunnels that are open or being opened.
     pub open: usize,
-    /// How many may be: the smaller of the own limit and what the peer has told last.
+    /// How many there may be: the smaller of this side's limit and the peer's latest.
     pub limit: usize,
 }
 
@@ -65,7 +65,7 @@ pub struct Load {
 ///
 /// # Errors
 ///
-/// None for now: what is wrong with `io`, the driver finds out.
+/// None for now: the driver finds out what is wrong with `io`.
 pub async fn handshake<IO>(io: IO) -> Result<(Client, Driver<IO>)>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
@@ -185,7 +185,7 @@ impl Client {
     /// window, which it gives back as it passes them on. HTTP/2 keeps each tunnel's bytes in a stream of its own, so that early
     /// ones can't be taken for another request. But they are before their time (RFC 9110, section 9.3.6; RFC 9113, section
     /// 8.5): most peers keep them until they are connected, some reset the tunnel or answer it with 400, or lose them. Send
-    /// early only what can be sent again on another tunnel, to peers of which that is known or found out, as
+    /// early only what can be sent again on another tunnel, and only to peers that are known to keep it, as
     /// [`nested::extend`](crate::nested::extend) does.
     ///
     /// Waiting for room and for the answer have the [`connect_timeout`](Config::with_connect_timeout) together. Cancel
@@ -193,8 +193,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Timeout`] for want of room; or why the connection ended. What became of the CONNECT,
-    /// [`TunnelStream::opened`] tells.
+    /// [`ErrorKind::Timeout`] when there was no room in time; or why the connection ended. [`TunnelStream::opened`] returns
+    /// what became of the CONNECT.
     pub async fn connect_early(&self, authority: &Authority, metadata: &Metadata) -> Result<TunnelStream> {
         const WAITING: &str = "waiting for room on the connection";
         let deadline = Instant::now() + self.config.connect_timeout;
@@ -242,8 +242,8 @@ impl Client {
     }
 
     /// How many tunnels there are and may be.
-    pub fn load(&self) -> Load {
-        Load { open: self.permits.used(), limit: self.permits.limit() }
+    pub fn capacity(&self) -> Capacity {
+        Capacity { open: self.permits.used(), limit: self.permits.limit() }
     }
 
     /// Whether the connection takes no more tunnels, because it ended or the peer sent GOAWAY. Tunnels that are open may
@@ -305,7 +305,7 @@ impl fmt::Debug for Client {
         f.debug_struct("Client")
             .field("peer", &self.shared.peer())
             .field("hop", &self.hop)
-            .field("load", &self.load())
+            .field("capacity", &self.capacity())
             .finish_non_exhaustive()
     }
 }
@@ -316,7 +316,7 @@ fn request(authority: &Authority, metadata: &Metadata) -> Result<Request<()>> {
     let mut request =
         Request::connect(uri).body(()).map_err(|e| Error::invalid("the CONNECT request").with_source(e))?;
     metadata.write_to(request.headers_mut());
-    for name in EACH_ITS_OWN {
+    for name in NEVER_INDEXED {
         if let Some(value) = request.headers_mut().get_mut(name) {
             value.set_sensitive(true);
         }

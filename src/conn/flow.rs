@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use h2::{FlowControl, RecvStream};
 
-/// Counted by the tunnels, for the driver.
+/// What the tunnels count, for their driver.
 #[derive(Debug, Default)]
 pub(crate) struct Flow {
     read: AtomicU64,
@@ -14,13 +14,13 @@ pub(crate) struct Flow {
     round: AtomicU32,
     /// The most that one reader took in this round.
     best: AtomicU64,
-    /// By stream. Each is as good as the stream itself, so it must go before that is dropped.
+    /// By stream. Each keeps its stream alive, so it must go before that is dropped.
     windows: Mutex<HashMap<u32, FlowControl>>,
 }
 
 /// What one reader has taken in this round.
 #[derive(Debug, Default)]
-pub(crate) struct Meter {
+pub(crate) struct RoundMeter {
     round: u32,
     taken: u64,
 }
@@ -36,12 +36,12 @@ impl Flow {
         drop(window);
     }
 
-    /// A reader has taken this.
-    pub(crate) fn take(&self, meter: &mut Meter, bytes: usize) {
+    /// A reader has taken so many bytes.
+    pub(crate) fn take(&self, meter: &mut RoundMeter, bytes: usize) {
         self.read.fetch_add(bytes as u64, Relaxed);
         let round = self.round.load(Relaxed);
         if meter.round != round {
-            *meter = Meter { round, taken: 0 };
+            *meter = RoundMeter { round, taken: 0 };
         }
         meter.taken += bytes as u64;
         if meter.taken > self.best.load(Relaxed) {
@@ -63,8 +63,8 @@ impl Flow {
         self.best.load(Relaxed)
     }
 
-    /// What has come and was not read.
-    pub(super) fn held(&self) -> u64 {
+    /// What has come and was not read. Looks at each tunnel.
+    pub(super) fn unread(&self) -> u64 {
         self.windows().values().map(|window| window.used_capacity() as u64).sum()
     }
 

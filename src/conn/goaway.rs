@@ -1,7 +1,7 @@
 //! Finds GOAWAY, and the ends of streams, among the frames of one direction.
 //!
-//! HTTP/2 itself tells the tunnels only that the connection is gone when it goes down behind a GOAWAY, and tells nobody of a
-//! GOAWAY while tunnels are open.
+//! h2 reports a GOAWAY to nobody while tunnels are open, and when the connection goes down after one, tells the tunnels only
+//! that it is gone.
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;

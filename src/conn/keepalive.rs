@@ -25,41 +25,41 @@ enum State {
     Preface,
     /// Something came in the last interval.
     Alive,
-    /// Nothing came, and the peer has been asked.
-    Asked,
+    /// Nothing came, and a PING is on its way.
+    Pinged,
 }
 
-/// Asks the peer for an answer, one at a time.
+/// Sends PINGs, one at a time.
 pub(super) struct Pinger {
     ping: Option<PingPong>,
-    asked: bool,
+    outstanding: bool,
 }
 
 impl std::fmt::Debug for Pinger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pinger").field("asked", &self.asked).finish_non_exhaustive()
+        f.debug_struct("Pinger").field("outstanding", &self.outstanding).finish_non_exhaustive()
     }
 }
 
 impl Pinger {
     pub(super) fn new(ping: Option<PingPong>) -> Self {
-        Self { ping, asked: false }
+        Self { ping, outstanding: false }
     }
 
     /// Sends a PING; false while the last one has no answer.
-    pub(super) fn ask(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(ping) = self.ping.as_mut().filter(|_| !self.asked) else { return false };
-        self.asked = ping.send_ping(Ping::opaque()).is_ok();
+    pub(super) fn send(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(ping) = self.ping.as_mut().filter(|_| !self.outstanding) else { return false };
+        self.outstanding = ping.send_ping(Ping::opaque()).is_ok();
         // Wakes the driver when it is answered.
         let _ = ping.poll_pong(cx);
-        self.asked
+        self.outstanding
     }
 
     /// Whether the last PING has just been answered; if not, wakes the driver when it is.
     pub(super) fn poll_answered(&mut self, cx: &mut Context<'_>) -> bool {
         // The answer must be taken before another one can be sent.
-        let answered = self.asked && self.ping.as_mut().is_some_and(|ping| ping.poll_pong(cx).is_ready());
-        self.asked &= !answered;
+        let answered = self.outstanding && self.ping.as_mut().is_some_and(|ping| ping.poll_pong(cx).is_ready());
+        self.outstanding &= !answered;
         answered
     }
 }
@@ -81,7 +81,7 @@ impl Keepalive {
             self.enter(State::Alive, self.interval);
             self.reads_seen = reads;
         }
-        if self.state == State::Asked && reads != self.reads_seen {
+        if self.state == State::Pinged && reads != self.reads_seen {
             self.enter(State::Alive, self.interval);
             self.reads_seen = reads;
         }
@@ -93,11 +93,11 @@ impl Keepalive {
                 State::Preface => return Poll::Ready(silent("waiting for the peer's HTTP/2 preface")),
                 State::Alive if heard => self.enter(State::Alive, self.interval),
                 State::Alive => {
-                    // Not sent while an earlier one is unanswered, which asks the same question.
-                    pinger.ask(cx);
-                    self.enter(State::Asked, Some(self.timeout));
+                    // Not sent while an earlier one is unanswered, which serves as well.
+                    pinger.send(cx);
+                    self.enter(State::Pinged, Some(self.timeout));
                 }
-                State::Asked => return Poll::Ready(silent("waiting for the answer to a keepalive PING")),
+                State::Pinged => return Poll::Ready(silent("waiting for the answer to a keepalive PING")),
             }
         }
         Poll::Pending

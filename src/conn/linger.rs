@@ -1,7 +1,7 @@
-//! Tunnels that this side has finished and let go of, and whose peer has not finished yet.
+//! Tunnels that this side has finished and dropped before the peer has finished.
 //!
-//! Letting go would make HTTP/2 reset the stream. Peers count resets and close the whole connection when there are too many
-//! (Envoy: 1,000 and 33 per second), so the driver holds such a stream until the peer's END_STREAM is here.
+//! HTTP/2 would reset the stream. Peers count resets and close the whole connection when there are too many (Envoy: 1,000
+//! and 33 per second), so the driver holds such a stream until the peer's END_STREAM is here.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::SharedPermit;
 
-/// What is read and thrown away at most while waiting for the peer's end; a peer that sends more is told to stop.
+/// How many bytes are discarded while waiting for the peer's end. A peer that sends more gets a reset.
 const MAX_DISCARD: usize = 256 << 10;
 
 /// A stream whose sending half is finished.
@@ -39,7 +39,7 @@ struct Queue {
 }
 
 impl LingerQueue {
-    /// Hands a tunnel to the driver, or drops it when there is none any more.
+    /// Hands a tunnel to the driver, or drops it when the driver is gone.
     pub(super) fn push(&self, tunnel: LingeringTunnel) {
         let mut queue = self.lock();
         if !queue.closed {
@@ -82,7 +82,7 @@ impl Lingering {
         Self { timeout, tunnels: VecDeque::new(), timer: None }
     }
 
-    /// Drops what has ended, and what waited for too long: the latter HTTP/2 resets.
+    /// Drops what has ended, and what has waited too long, which HTTP/2 then resets.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, queue: &LingerQueue) {
         let added = queue.take(cx);
         if !added.is_empty() {

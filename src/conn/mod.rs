@@ -6,9 +6,11 @@ mod flow;
 mod goaway;
 mod keepalive;
 mod linger;
+mod maintenance;
 mod open_tunnel;
 mod opening;
 mod permit;
+mod pressure;
 mod send_queue;
 mod settings;
 mod transport;
@@ -17,7 +19,6 @@ mod window;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -30,19 +31,18 @@ use crate::observe::{Connection, ConnectionId, ConnectionRole, Observer};
 
 pub(crate) use description::Description;
 pub(crate) use early::{EarlyData, EarlyDataCell};
-pub(crate) use flow::{Flow, Meter};
+pub(crate) use flow::{Flow, RoundMeter};
 #[cfg(any(fuzzing, test))]
 pub(crate) use goaway::GoAwayScanner;
-use keepalive::{Keepalive, Pinger};
+use linger::LingerQueue;
 pub(crate) use linger::LingeringTunnel;
-use linger::{LingerQueue, Lingering};
+pub(crate) use maintenance::Maintenance;
 pub(crate) use open_tunnel::{OpenTunnel, OpenTunnels, notify_unopened};
 pub(crate) use opening::ConnectionOpening;
 pub(crate) use permit::{Permit, Permits, SharedPermit};
 pub(crate) use send_queue::{Frame, SendQueue};
 pub(crate) use settings::{client_builder, server_builder};
 pub(crate) use transport::{Transport, WriteBatch};
-use window::Window;
 
 const DRIVING: &str = "driving the connection";
 
@@ -223,9 +223,13 @@ impl Shared {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
     /// Bytes in both directions.
     pub(crate) fn moved(&self) -> u64 {
-        self.received.load(Ordering::Relaxed) + self.sent.load(Ordering::Relaxed)
+        self.received() + self.sent.load(Ordering::Relaxed)
     }
 
     pub(crate) fn reads(&self) -> u64 {
@@ -260,82 +264,6 @@ fn go_away(code: u32, side: Side, doing: &'static str) -> Error {
         return Error::new(ErrorKind::Protocol, Layer::Http2, Side::Remote, doing).with_source(reason.description());
     }
     Error::new(ErrorKind::GoAway(code), Layer::Http2, side, doing)
-}
-
-/// What a connection needs beside HTTP/2 itself: the peer's signs of life, tunnels that wait for their end, and the size of the windows.
-#[derive(Debug)]
-pub(crate) struct Maintenance {
-    keepalive: Keepalive,
-    lingering: Lingering,
-    window: Window,
-    wanted: u32,
-    /// The peer may not know yet that the window is smaller.
-    shrinking: bool,
-    /// What was unread after so many reads.
-    held: (u64, u64),
-    pinger: Pinger,
-}
-
-/// After how many reads from the peer it is counted again what is unread, while the windows are large.
-const READS_BETWEEN_COUNTS: u64 = 16;
-
-impl Maintenance {
-    pub(crate) fn new(config: &Config, ping: Option<h2::PingPong>) -> Self {
-        let window = Window::new(config.stream_window(), config.max_stream_window());
-        Self {
-            keepalive: Keepalive::new(config),
-            lingering: Lingering::new(config.linger_timeout),
-            wanted: window.size(),
-            window,
-            shrinking: false,
-            held: (0, 0),
-            pinger: Pinger::new(ping),
-        }
-    }
-
-    /// Does what is due. Never ready unless the connection has to be given up.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Poll<Error> {
-        self.lingering.poll(cx, &shared.linger);
-        self.measure(cx, shared);
-        self.keepalive.poll(cx, shared.reads(), &mut self.pinger).map(|error| shared.fail(error))
-    }
-
-    fn measure(&mut self, cx: &mut Context<'_>, shared: &Shared) {
-        let (flow, reads, now) = (&shared.flow, shared.reads(), Instant::now());
-        let ends = self.pinger.poll_answered(cx) && self.window.is_in_round();
-        if ends || self.window.is_grown() && reads >= self.held.1 + READS_BETWEEN_COUNTS {
-            self.held = (flow.held(), reads);
-        }
-        self.wanted = if ends {
-            self.window.end(now, flow.read(), flow.best(), self.held.0)
-        } else {
-            self.window.look(now, self.held.0)
-        };
-        if self.window.wants_round(flow.read()) && self.pinger.ask(cx) {
-            flow.begin_round();
-            self.window.begin(now);
-        }
-    }
-
-    /// Announces another size of the tunnels' windows to the peer, where there is one. To be called before and after HTTP/2 is
-    /// polled. `set` fails until the peer has acknowledged the last one.
-    pub(crate) fn resize(
-        &mut self,
-        cx: &mut Context<'_>,
-        shared: &Shared,
-        set: impl FnOnce(u32) -> Result<(), h2::Error>,
-    ) {
-        let size = self.window.size();
-        if (self.wanted != size || self.shrinking) && set(self.wanted).is_ok() {
-            if self.shrinking {
-                shared.flow.announce();
-            }
-            self.shrinking = self.wanted < size;
-            self.window.set(self.wanted);
-            // Nobody else has HTTP/2 look at it.
-            cx.waker().wake_by_ref();
-        }
-    }
 }
 
 /// The end of a driver: an orderly close, or the reason why not.

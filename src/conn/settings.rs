@@ -14,11 +14,11 @@ const GIVEN_UP_UNSEEN: usize = 1024;
 macro_rules! apply {
     ($builder:expr, $config:expr) => {
         $builder
-            .initial_window_size($config.stream_window())
-            .initial_connection_window_size($config.connection_window())
+            .initial_window_size($config.windows().stream)
+            .initial_connection_window_size($config.windows().connection)
             .max_frame_size($config.max_frame_size)
             .max_header_list_size($config.max_header_list_size)
-            .max_send_buffer_size($config.send_buffer)
+            .max_send_buffer_size($config.tunnel_send_buffer())
             .max_concurrent_reset_streams(REMEMBERED_RESETS)
             // Always explicit: h2's default would follow the window.
             .data_frame_budget($config.small_frame_budget)

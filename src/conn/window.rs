@@ -1,9 +1,9 @@
-//! How large the tunnels' windows are to be: the bandwidth-delay product of the path, found out by measuring.
+//! How large the tunnels' windows are to be: the measured bandwidth-delay product of the path.
 //!
 //! In rounds of one PING each, the driver measures how much the fastest reader takes in a round trip. A window of `w` bytes
 //! carries at most about that much per round trip; HTTP/2 here returns it in thirds, so that a path is filled from one and a
-//! half times its bandwidth-delay product on. So a window of which a reader takes two thirds per round trip is in the way and
-//! is doubled. A reader that does not keep up never takes that much.
+//! half times its bandwidth-delay product on. So a window of which a reader takes two thirds per round trip is the bottleneck
+//! and is doubled. A reader that does not keep up never takes that much.
 
 use std::time::Duration;
 
@@ -19,11 +19,11 @@ pub(super) struct Window {
     /// What had been read when the last round ended.
     read: u64,
     round_trip: MinFilter,
-    /// When at least a half of the window has been needed last.
+    /// When at least a third of the window was needed last.
     needed: Option<Instant>,
 }
 
-/// After this long a window that nobody needed is small again.
+/// After this long a window that nobody needed shrinks.
 const UNUSED: Duration = Duration::from_secs(10);
 
 /// The shortest round trip of the last one to two of these counts: longer ones have waited in queues.
@@ -74,13 +74,13 @@ impl Window {
         self.look(now, held)
     }
 
-    /// How large it is to be between rounds: small again when too much is unread, or when it has not been needed for long.
+    /// How large it is to be between rounds: as at first when too much is unread, or when it has not been needed for long.
     pub(super) fn look(&self, now: Instant, held: u64) -> u32 {
         let unused = self.needed.is_none_or(|needed| now.saturating_duration_since(needed) >= UNUSED);
         if held > u64::from(self.max / 2) || unused { self.base } else { self.now }
     }
 
-    /// The peer is being told this size.
+    /// This size is being announced to the peer.
     pub(super) fn set(&mut self, size: u32) {
         self.now = size;
     }
@@ -89,6 +89,7 @@ impl Window {
         self.now > self.base
     }
 
+    #[cfg(test)]
     pub(super) fn size(&self) -> u32 {
         self.now
     }

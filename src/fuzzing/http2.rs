@@ -171,7 +171,7 @@ pub(super) async fn client_session(data: &[u8]) -> Vec<Moved> {
     let moved = connect(&client, tunnels, wanted).await;
     // Those that were finished may be waiting for the peer's end.
     sleep(LONG).await;
-    assert_eq!(client.load().open, 0, "no tunnel counts that is gone");
+    assert_eq!(client.capacity().open, 0, "no tunnel counts that is gone");
     drop(client);
     if let Err(error) = driver.await.expect("the driver") {
         explains_itself(&error);

@@ -1,4 +1,4 @@
-//! Any `AsyncRead + AsyncWrite` as a mover of `Bytes`.
+//! Any `AsyncRead + AsyncWrite` as [`BytesRead`] and [`BytesWrite`].
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

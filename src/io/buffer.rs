@@ -1,4 +1,4 @@
-//! Buffers that follow what is read.
+//! Read buffers whose size follows the traffic.
 
 use std::io;
 use std::pin::Pin;
@@ -8,12 +8,13 @@ use bytes::BytesMut;
 use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
 
-/// What is read into. Grows with what there is to read, and is not there while there is nothing.
+/// A read buffer. It grows with what there is to read, and is freed while there is nothing.
 #[derive(Debug, Default)]
 pub(crate) struct ReadBuffer {
     pub(crate) bytes: BytesMut,
     size: Size,
-    vain: bool,
+    /// The last read found nothing.
+    found_nothing: bool,
 }
 
 impl ReadBuffer {
@@ -30,20 +31,20 @@ impl ReadBuffer {
         }
         match poll_read_buf(Pin::new(io), cx, &mut self.bytes) {
             Poll::Ready(Ok(n)) => {
-                self.vain = false;
+                self.found_nothing = false;
                 self.size.adapt(n);
                 Poll::Ready(Ok(n))
             }
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
             Poll::Pending => {
-                self.give_back();
+                self.free();
                 Poll::Pending
             }
         }
     }
 
-    /// Reads what has come right behind the message that the buffer holds, as far as it has room; 0 is the end, `None` that nothing
-    /// has come. Behind bulk there is mostly more, so it is not looked for.
+    /// Reads what follows the message in the buffer, as far as there is room: `None` when nothing has come, 0 at the end. More
+    /// mostly follows bulk, so it is not looked for there.
     #[cfg(feature = "proxy")]
     pub(crate) fn read_behind<IO: AsyncRead + Unpin>(
         &mut self,
@@ -60,26 +61,26 @@ impl ReadBuffer {
         }
     }
 
-    /// Gives an empty buffer back: a large one at the second vain look in a row. A busy stream is often drained for a moment, and an
-    /// allocation of this size costs more than a read; an idle one is looked at again by its keepalive at the latest.
-    fn give_back(&mut self) {
-        // A small one is cheap to get again, and many idle streams would each hold one.
-        if std::mem::replace(&mut self.vain, true) || self.bytes.capacity() <= CHEAP {
+    /// Frees an empty buffer; a large one only when two reads in a row have found nothing. A busy stream is often drained for a
+    /// moment, and an allocation of this size costs more than a read. An idle one is read again by its keepalive at the latest.
+    fn free(&mut self) {
+        // A small one is cheap to allocate again, and many idle streams would each hold one.
+        if std::mem::replace(&mut self.found_nothing, true) || self.bytes.capacity() <= CHEAP {
             self.bytes = BytesMut::new();
         }
     }
 }
 
-/// Allocators have pieces of this size at hand.
+/// Allocators keep pieces of this size at hand.
 const CHEAP: usize = 16 << 10;
 
-/// How large a buffer is: small talk needs little, bulk is fastest with few large reads.
+/// The sizes of a buffer: small messages need little, and bulk is fastest with few large reads.
 const SIZES: [usize; 4] = [2 << 10, 16 << 10, 64 << 10, 128 << 10];
 
-/// After so many reads in a row for which the next smaller buffer would have done, it is taken.
+/// After so many reads in a row that would have fit the next smaller size, the buffer shrinks.
 const PATIENCE: u8 = 8;
 
-/// The one of [`SIZES`] that suits what has been read of late.
+/// The one of [`SIZES`] that suits the latest reads.
 #[derive(Clone, Copy, Debug, Default)]
 struct Size {
     step: u8,

@@ -1,4 +1,4 @@
-//! Moving bytes: [`BytesRead`] and [`BytesWrite`], which hand [`Bytes`] on without copying, an adapter for any other byte
+//! Moving bytes: [`BytesRead`] and [`BytesWrite`], which pass [`Bytes`] on without copying, [`BytesAdapter`] for any other byte
 //! stream, and [`relay`] between two of them. [`Stream`], [`Dial`] and [`Accept`] are what connections
 //! are put on. A [`Scheduler`] keeps small messages fast beside bulk.
 
@@ -9,6 +9,7 @@ mod read_ahead;
 mod relay;
 mod scheduler;
 mod stream;
+mod tcp;
 
 use std::future::poll_fn;
 use std::io;

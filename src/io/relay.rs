@@ -62,7 +62,7 @@ impl RelayError {
         self.end
     }
 
-    /// What it was asked to do.
+    /// What the relay was doing with it.
     pub fn operation(&self) -> RelayOperation {
         self.operation
     }
@@ -243,7 +243,7 @@ struct Direction {
 enum State {
     #[default]
     Moving,
-    /// Nothing more comes: what is left of the chunk is the last.
+    /// Nothing follows the chunk.
     Ending,
     Ended,
     /// Nothing more comes, as the stream that is read has failed.

@@ -71,7 +71,7 @@ impl Connection {
 
 impl Handle for Arc<Connection> {
     fn limit(&self) -> usize {
-        self.client.load().limit
+        self.client.capacity().limit
     }
 
     fn awaits_settings(&self) -> bool {

@@ -1,8 +1,7 @@
-//! TCP for the roles: dialling, listening, and whom a captured connection was meant for.
+//! TCP for the roles: dialling, listening, and the original destination of a captured connection.
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use super::{WorkerSet, ports};
 use crate::authority::HostPort;
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
-use crate::io::{Accept, Accepted, BoxStream, Dial, DialFuture, DialRequest, Stream};
+use crate::io::{Accept, Accepted, BoxStream, Dial, DialFuture, DialRequest};
 use crate::server::{self, Accepting};
 use crate::target::DialTarget;
 
@@ -89,44 +88,6 @@ impl TcpDialer {
         Err(failed.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no addresses")))
     }
 }
-
-impl Stream for TcpStream {
-    fn fail(&mut self) {
-        // Without it the peer merely sees an end.
-        let _ = self.set_zero_linger();
-    }
-
-    #[cfg(target_os = "linux")]
-    fn expect_shutdown(&mut self) {
-        // Without it they leave one after the other.
-        let _ = SockRef::from(&*self).set_tcp_cork(true);
-    }
-
-    /// The user timeout also ends connections to a peer that is there and does not read, as its window stays closed.
-    #[cfg(target_os = "linux")]
-    fn write_blocked(&mut self) {
-        let _ = SockRef::from(&*self).set_tcp_user_timeout(None);
-    }
-
-    /// Failing throws away what the kernel has not sent yet.
-    #[cfg(target_os = "linux")]
-    fn sent(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let watch = || -> io::Result<TcpStream> {
-            let socket = SockRef::from(&*self);
-            // With this, the socket counts as writable only once all has been sent.
-            socket.set_tcp_notsent_lowat(1)?;
-            // A handle of its own, as the runtime remembers what this one was before.
-            TcpStream::from_std(socket.try_clone()?.into())
-        };
-        match watch() {
-            Ok(socket) => Box::pin(async move { drop(socket.writable().await) }),
-            Err(_) => Box::pin(std::future::ready(())),
-        }
-    }
-}
-
-#[cfg(unix)]
-impl Stream for tokio::net::UnixStream {}
 
 impl Dial for TcpDialer {
     fn dial<'a>(&'a self, request: &'a DialRequest<'a>) -> DialFuture<'a> {
@@ -381,27 +342,14 @@ mod tests {
     use std::num::NonZeroUsize;
 
     use rstest::rstest;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncReadExt;
     use tokio::time::timeout;
 
     use super::super::Workers;
     use super::*;
     use crate::drain;
-
     #[cfg(target_os = "linux")]
-    #[tokio::test]
-    async fn the_last_bytes_wait_for_the_shutdown_and_leave_with_it() {
-        let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
-        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (mut stream, _) = listener.accept().await.unwrap();
-        stream.expect_shutdown();
-        assert!(SockRef::from(&stream).tcp_cork().unwrap());
-        stream.write_all(b"last").await.unwrap();
-        stream.shutdown().await.unwrap();
-        let mut rest = String::new();
-        peer.read_to_string(&mut rest).await.unwrap();
-        assert_eq!(rest, "last");
-    }
+    use crate::io::Stream;
 
     #[cfg(target_os = "linux")]
     #[tokio::test]

@@ -58,10 +58,6 @@ struct Worker {
 struct OwnThreads(Box<[ThreadId]>);
 
 impl Threads for OwnThreads {
-    fn count(&self) -> usize {
-        self.0.len()
-    }
-
     fn current(&self) -> Option<usize> {
         let current = thread::current().id();
         self.0.iter().position(|id| *id == current)
@@ -102,7 +98,8 @@ impl Workers {
             workers.threads.push(thread);
         }
         let ids = workers.threads.iter().map(|thread| thread.thread.thread().id()).collect();
-        workers.set = WorkerSet { workers: started.into(), scheduler: Scheduler::new(OwnThreads(ids)) };
+        let scheduler = Scheduler::new(threads.get(), OwnThreads(ids));
+        workers.set = WorkerSet { workers: started.into(), scheduler };
         Ok(workers)
     }
 

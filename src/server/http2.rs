@@ -163,11 +163,11 @@ where
                 self.ended = true;
                 return Poll::Ready(Some(Err(error)));
             }
-            self.maintenance.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
+            self.maintenance.resize(cx, &self.shared, &mut self.connection);
             self.batch.begin();
             match self.connection.poll_accept(cx) {
                 Poll::Pending => {
-                    self.maintenance.resize(cx, &self.shared, |window| self.connection.set_initial_window_size(window));
+                    self.maintenance.resize(cx, &self.shared, &mut self.connection);
                     self.batch.send(cx);
                     return Poll::Pending;
                 }

@@ -36,10 +36,12 @@ impl Incoming {
     pub(super) fn new(
         authority: Authority,
         headers: HeaderMap,
-        recv: h2::RecvStream,
+        mut recv: h2::RecvStream,
         respond: h2::server::SendResponse<Frame>,
         shared: Arc<Shared>,
     ) -> Self {
+        // What comes before the answer is unread as well.
+        shared.flow().add(&mut recv);
         let (metadata, stream) = (Box::new(Received::new(headers)), respond.stream_id().into());
         Self { authority, metadata, shared, since: Instant::now(), stream, parts: Some((recv, respond)) }
     }
@@ -91,6 +93,7 @@ impl Incoming {
         let mut response = Response::new(());
         metadata.write_to(response.headers_mut());
         let send = respond.send_response(response, false).map_err(|e| {
+            self.shared.flow().remove(&recv);
             notify_unopened(&self.shared, &self.authority, self.stream, None, self.since);
             self.shared.explain(e, Layer::Connect, "accepting a tunnel")
         })?;
@@ -112,6 +115,7 @@ impl Incoming {
     /// RFC 9209).
     pub fn reject(mut self, refusal: &Refusal) {
         if let Some((recv, respond)) = self.parts.take() {
+            self.shared.flow().remove(&recv);
             notify_unopened(&self.shared, &self.authority, self.stream, Some(refusal), self.since);
             refuse(recv, respond, &self.shared, refusal);
         }
@@ -143,7 +147,8 @@ pub(super) fn refuse(
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if let Some((_, respond)) = &mut self.parts {
+        if let Some((recv, respond)) = &mut self.parts {
+            self.shared.flow().remove(recv);
             respond.send_reset(ResetReason::Refused.code());
             notify_unopened(&self.shared, &self.authority, self.stream, None, self.since);
         }

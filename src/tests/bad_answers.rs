@@ -138,7 +138,7 @@ async fn any_other_status_is_a_refusal_and_costs_no_reset(
             other => panic!("the stream must end in order: {other:?}"),
         }
     }
-    assert_eq!(client.load().open, 0, "and the slot is free");
+    assert_eq!(client.capacity().open, 0, "and the slot is free");
 }
 
 #[rstest]

@@ -74,7 +74,7 @@ async fn each_direction_ends_by_itself_and_in_any_order(
         hear_to_the_end(&mut one, "my end").await;
     }
     drop((one, other));
-    settled(|| client.load().open == 0).await;
+    settled(|| client.capacity().open == 0).await;
     let (mut near, mut far) = tunnel(&client, &mut incoming).await;
     say(&mut near, "still here").await;
     hear(&mut far, "still here").await;
@@ -230,7 +230,7 @@ async fn an_incoming_dropped_unanswered_may_be_tried_again(
     let (refused, ()) = tokio::join!(client.connect(&authority, &metadata), turn_away);
     let error = refused.unwrap_err();
     assert_eq!((error.kind(), error.layer()), (&ErrorKind::Reset(7), Layer::Connect));
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
     let (mut near, mut far) = tunnel(&client, &mut incoming).await;
     say(&mut near, "again").await;
     hear(&mut far, "again").await;
@@ -270,7 +270,7 @@ async fn a_finished_and_dropped_tunnel_waits_for_its_peer_and_then_is_reset(#[va
     near.shutdown().await.unwrap();
     drop(near);
     tokio::time::sleep(Duration::from_millis(1900)).await;
-    assert_eq!(client.load().open, 1);
+    assert_eq!(client.capacity().open, 1);
     hear_to_the_end(&mut far, "fire and forget").await;
     if peer_ends {
         far.shutdown().await.unwrap();
@@ -280,7 +280,7 @@ async fn a_finished_and_dropped_tunnel_waits_for_its_peer_and_then_is_reset(#[va
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(kind(&write_error(&mut far).await), CANCEL);
     }
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -303,7 +303,7 @@ async fn a_peer_that_floods_a_dropped_tunnel_is_told_to_stop() {
     assert_eq!(start.elapsed(), Duration::ZERO, "it did not take the timeout");
     assert!((256 << 10..2 << 20).contains(&written), "{written}");
     idle().await;
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
 }
 
 #[rstest]
@@ -317,7 +317,7 @@ async fn the_halves_of_a_tunnel_count_as_one_until_both_are_gone(#[values(true, 
         send.shutdown().await.unwrap();
         drop(send);
         hear_to_the_end(&mut far, "one way").await;
-        assert_eq!(client.load().open, 1);
+        assert_eq!(client.capacity().open, 1);
         say(&mut far, "and the other").await;
         far.shutdown().await.unwrap();
         let mut got = String::new();
@@ -329,11 +329,11 @@ async fn the_halves_of_a_tunnel_count_as_one_until_both_are_gone(#[values(true, 
         say(&mut far, "nobody reads this").await;
         send.write_all(b"one way").await.unwrap();
         hear(&mut far, "one way").await;
-        assert_eq!(client.load().open, 1);
+        assert_eq!(client.capacity().open, 1);
         drop(send);
         assert_eq!(kind(&far.read(&mut [0]).await.unwrap_err()), CANCEL);
     }
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -348,7 +348,7 @@ async fn what_was_written_before_an_orderly_end_arrives_however_slow_the_reader(
     drop(near);
     // Longer than the linger timeout: the tunnel is reset by now.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
     let mut got = Vec::new();
     far.read_to_end(&mut got).await.unwrap();
     assert_eq!(got.len(), LEN);

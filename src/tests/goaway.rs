@@ -81,7 +81,7 @@ async fn a_graceful_shutdown_lets_running_tunnels_finish_and_no_new_ones_in(
     serving.await.unwrap();
     driver.await.unwrap().unwrap();
     assert!(connect(&client).await.unwrap_err().is_go_away(), "and that stays the reason");
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
 }
 
 #[rstest]
@@ -278,7 +278,7 @@ async fn a_cut_connection_closes_all_tunnels_at_both_ends(
     assert_eq!(connect(&client).await.unwrap_err().kind(), &ErrorKind::Closed);
     assert!(client.is_closed());
     drop(ends);
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
 }
 
 #[rstest]
@@ -300,7 +300,7 @@ async fn tunnels_finished_and_dropped_leave_no_slot_behind_when_the_connection_i
         let _ = driver.await.unwrap();
         drop(near);
     }
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
     drop(far);
 }
 
@@ -322,14 +322,14 @@ async fn an_inner_connection_ends_by_itself_and_frees_its_place_on_the_outer_one
     };
     let ((inner, driver), (mut incoming, serving)) = tokio::join!(extending, inner_end);
     let (mut near, mut far) = tunnel(&inner, &mut incoming).await;
-    assert_eq!((outer.load().open, inner.load().open), (1, 1));
+    assert_eq!((outer.capacity().open, inner.capacity().open), (1, 1));
     drop(inner);
     echoes(&mut near, &mut far).await;
     assert!(!driver.is_finished(), "a tunnel keeps its connection");
     finish(near, far).await;
     driver.await.unwrap().unwrap();
     assert!(serving.await.unwrap().is_none());
-    settled(|| outer.load().open == 0).await;
+    settled(|| outer.capacity().open == 0).await;
 }
 
 #[rstest]

@@ -48,7 +48,7 @@ async fn a_third_tunnel_waits_where_the_server_allows_two(
     let (mut incoming, _serving) = serve(serving.await.unwrap());
     let (mut first, mut first_end) = tunnel(&client, &mut incoming).await;
     let (mut second, mut second_end) = tunnel(&client, &mut incoming).await;
-    let load = client.load();
+    let load = client.capacity();
     assert_eq!((load.open, load.limit), (2, 2));
     let third = open(&client);
     works(&mut second, &mut second_end).await;
@@ -127,12 +127,12 @@ async fn the_peers_limit_is_followed_wherever_it_goes() {
     peer.settings(Some(5)).await;
     streams.extend(opened(&mut peer).await);
     assert_eq!(streams.len(), 5, "when it has");
-    assert_eq!(client.load().limit, 5);
+    assert_eq!(client.capacity().limit, 5);
     peer.settings(Some(2)).await;
     for left in [4, 3, 2] {
         end_one(&mut peer, &mut connects, &mut streams).await;
         assert_eq!(opened(&mut peer).await, [0; 0], "more are open than allowed");
-        assert_eq!((streams.len(), client.load().open), (left, left));
+        assert_eq!((streams.len(), client.capacity().open), (left, left));
     }
     end_one(&mut peer, &mut connects, &mut streams).await;
     streams.extend(opened(&mut peer).await);
@@ -149,7 +149,7 @@ async fn the_peers_limit_is_followed_wherever_it_goes() {
     }
     peer.settings(Some(1000)).await;
     assert_eq!(opened(&mut peer).await.len(), 40 - 11);
-    assert_eq!(client.load().limit, 100, "the own limit");
+    assert_eq!(client.capacity().limit, 100, "the own limit");
 }
 
 /// Serves the oldest connect, and ends its tunnel in order.
@@ -217,7 +217,7 @@ async fn connects_given_up_at_any_point_leave_nothing_behind(
     }
     drop(connects);
     idle().await;
-    assert_eq!(client.load().open, 1, "the witness");
+    assert_eq!(client.capacity().open, 1, "the witness");
     works(&mut witness, &mut witness_end).await;
     for _ in 0..10 {
         let mut near = client.connect(&authority, &metadata).await.unwrap();
@@ -229,7 +229,7 @@ async fn connects_given_up_at_any_point_leave_nothing_behind(
     }
     drop(witness);
     idle().await;
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
     answers.abort();
 }
 
@@ -249,7 +249,7 @@ async fn a_burst_of_connects_given_up_costs_no_other_tunnel(#[values(1, 2)] dept
         tokio::task::yield_now().await;
         drop(connects);
         idle().await;
-        assert_eq!(client.load().open, 1);
+        assert_eq!(client.capacity().open, 1);
         works(&mut witness, &mut witness_end).await;
         while incoming.try_recv().is_ok() {}
     }
@@ -273,7 +273,7 @@ async fn all_who_wait_learn_that_the_connection_has_died(
     let (mut near, _far) = tunnel(&client, &mut incoming).await;
     let connects: Vec<Opening> = (0..20).map(|_| open(&client)).collect();
     let in_flight = [incoming.recv().await.unwrap(), incoming.recv().await.unwrap()];
-    settled(|| client.load().open == 3).await;
+    settled(|| client.capacity().open == 3).await;
     match death {
         Death::Cut => wire.abort(),
         Death::DriverDropped => driver.abort(),
@@ -284,7 +284,7 @@ async fn all_who_wait_learn_that_the_connection_has_died(
     }
     near.read(&mut [0]).await.unwrap_err();
     drop((near, in_flight));
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
     assert!(client.is_closed());
 }
 

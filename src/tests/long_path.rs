@@ -107,10 +107,11 @@ async fn readers_that_stop_hold_little_and_do_not_stop_the_others(#[values(1, 2)
     // With what waits at the sender.
     let total: usize = held.iter().map(|(taken, _)| *taken - (512 << 10).min(*taken)).sum();
     eprintln!("depth {depth}: {} MiB unread", total / MIB);
-    assert!(total <= 20 * 4 * MIB + 64 * MIB, "{} MiB", total / MIB);
+    assert!(total <= 128 * MIB, "{} MiB", total / MIB);
     let before = arrived.load(Ordering::Relaxed);
     sleep(Duration::from_secs(1)).await;
-    assert!(arrived.load(Ordering::Relaxed) > before + (20 << 20), "the first tunnel goes on");
+    let arrived = arrived.load(Ordering::Relaxed) - before;
+    assert!(arrived > 20 << 20, "the first tunnel goes on, with {arrived} bytes");
     let (mut near, mut far) = tunnel(&client, &mut incoming).await;
     near.write_all(b"hello").await.unwrap();
     let mut got = [0; 5];

@@ -28,4 +28,5 @@ mod server;
 mod service;
 mod silence;
 mod vectors;
+mod windows;
 mod wire;

@@ -91,7 +91,7 @@ async fn a_server_without_a_preface_ends_the_connection_and_those_who_wait(#[val
     }
     assert_eq!(begin.elapsed(), secs(5));
     assert_timeout(&connect(&client).await, Layer::Http2);
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -129,7 +129,7 @@ async fn a_connect_without_an_answer_ends_in_time_and_frees_its_slot() {
     let (error, stream) = tokio::join!(connect(&client), async { peer.expect(raw::HEADERS).await.stream });
     assert_timeout(&error, Layer::Connect);
     assert_eq!(begin.elapsed(), secs(7));
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
     assert_eq!(peer.expect(raw::RST_STREAM).await.stream, stream);
     // The answer that comes too late harms nobody.
     peer.accept(stream).await;
@@ -148,7 +148,7 @@ async fn a_connect_that_finds_no_room_ends_in_time() {
     let begin = Instant::now();
     assert_timeout(&connect(&client).await, Layer::Connect);
     assert_eq!(begin.elapsed(), secs(7));
-    assert_eq!(client.load().open, 1);
+    assert_eq!(client.capacity().open, 1);
 }
 
 #[rstest]
@@ -317,7 +317,7 @@ async fn a_gateway_that_stalls_costs_the_nested_connection_and_no_more(
     assert_eq!(error.hop(), Some(1));
     assert_eq!(begin.elapsed(), secs(after));
     idle().await;
-    assert_eq!(outer.load().open, 0);
+    assert_eq!(outer.capacity().open, 0);
     assert!(!outer.is_closed());
 }
 

@@ -167,7 +167,7 @@ async fn two_hundred_tunnels_that_end_in_order_cost_no_reset(#[case] ending: End
             Ending::Refused => unreachable!(),
         }
     }
-    settled(|| client.load().open == 0).await;
+    settled(|| client.capacity().open == 0).await;
     drop(client);
     driver.await.unwrap().unwrap();
     assert!(serving.await.unwrap().is_none());
@@ -206,7 +206,7 @@ async fn fifty_nested_connections_cost_no_reset_on_the_outer_one(#[values(true, 
         drop(inner);
         inner_driver.await.unwrap().unwrap();
         assert!(inner_serving.await.unwrap().is_none());
-        settled(|| client.load().open == 0).await;
+        settled(|| client.capacity().open == 0).await;
     }
     drop(client);
     driver.await.unwrap().unwrap();

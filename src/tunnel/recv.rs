@@ -9,7 +9,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::opening::{Opening, Progress, Stage};
-use crate::conn::{LingeringTunnel, Meter, OpenTunnel, Shared, SharedPermit};
+use crate::conn::{LingeringTunnel, OpenTunnel, RoundMeter, Shared, SharedPermit};
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::BytesRead;
 use crate::metadata::Received;
@@ -29,7 +29,7 @@ pub struct TunnelRecv {
     /// The rest of a frame that did not fit the reader's buffer.
     rest: Bytes,
     reading: Reading,
-    meter: Meter,
+    meter: RoundMeter,
     shared: Arc<Shared>,
     permit: Option<SharedPermit>,
     tunnel: Arc<OpenTunnel>,
@@ -74,7 +74,7 @@ impl TunnelRecv {
             progress,
             rest: Bytes::new(),
             reading: Reading::Open,
-            meter: Meter::default(),
+            meter: RoundMeter::default(),
             shared,
             permit,
             tunnel,

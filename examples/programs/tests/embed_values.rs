@@ -69,7 +69,7 @@ async fn a_refusal_has_any_status_headers_and_body(
         assert_eq!(received.details(), Some("no more today"));
         assert_eq!(received.retry_after(), (status == 429).then_some(Duration::from_secs(3)));
     }
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
 }
 
 /// A server of HTTP/2 whose refusals have this body, and then no end.
@@ -96,7 +96,7 @@ async fn a_body_without_an_end_is_waited_for_a_second_at_most() {
     assert_eq!(refused(&client).await.body(), "overloaded, ");
     assert_eq!(before.elapsed(), Duration::from_secs(1));
     sleep(2 * Config::new().linger_timeout()).await;
-    assert_eq!(client.load().open, 0);
+    assert_eq!(client.capacity().open, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -193,7 +193,7 @@ fn each_setting_can_be_read_back() {
         .with_linger_timeout(second(6));
     let config = Arc::new(config);
     assert_eq!((config.stream_window(), config.max_stream_window()), (1 << 20, 2 << 20));
-    assert_eq!(config.connection_window(), 7 * (1 << 20) + 2 * (2 << 20));
+    assert_eq!((config.max_connection_window(), config.max_total_window()), (128 << 20, 384 << 20));
     assert_eq!((config.max_tunnels(), config.initial_tunnels()), (7, 3));
     assert_eq!((config.max_frame_size(), config.max_header_list_size()), (32 << 10, 8 << 10));
     assert_eq!((config.send_buffer(), config.small_frame_budget()), (128 << 10, 1 << 20));

@@ -39,9 +39,12 @@ const EXPECTED: Duration = Duration::from_millis(100);
 
 /// Keeps small messages fast beside bulk transfers on the same threads. Clones are the same scheduler.
 ///
-/// The default is off: tasks are left to their runtime. One that is on belongs to [`Workers`](crate::proxy::Workers), whose
-/// threads it knows; [`Config::with_scheduler`](crate::Config::with_scheduler) hands it to all connections of a config and to
-/// their tunnels' relays. Tasks that run on other threads may have it as well, but their bulk counts for no worker.
+/// The default is off: tasks are left to their runtime. One that is on belongs to [`Workers`], whose threads it knows;
+/// [`Config::with_scheduler`](crate::Config::with_scheduler) hands it to all connections of a config and to their tunnels'
+/// relays. Tasks that run on other threads may have it as well, but their bulk counts for no worker.
+///
+#[cfg_attr(feature = "proxy", doc = "[`Workers`]: crate::proxy::Workers")]
+#[cfg_attr(not(feature = "proxy"), doc = "[`Workers`]: crate#features")]
 #[derive(Clone, Default)]
 pub struct Scheduler(Option<Arc<Shared>>);
 
@@ -55,9 +58,6 @@ struct Shared {
 
 /// What a [`Scheduler`] asks of those who own the threads.
 pub(crate) trait Threads: Send + Sync {
-    /// How many threads there are.
-    fn count(&self) -> usize;
-
     /// Which of them this code runs on.
     fn current(&self) -> Option<usize>;
 
@@ -69,9 +69,10 @@ pub(crate) trait Threads: Send + Sync {
 }
 
 impl Scheduler {
+    /// For so many threads.
     #[cfg(any(feature = "proxy", test))]
-    pub(crate) fn new(threads: impl Threads + 'static) -> Self {
-        let bulk = (0..threads.count()).map(|_| AtomicU64::new(0)).collect();
+    pub(crate) fn new(count: usize, threads: impl Threads + 'static) -> Self {
+        let bulk = (0..count).map(|_| AtomicU64::new(0)).collect();
         Self(Some(Arc::new(Shared { threads: Box::new(threads), small_turns: AtomicU64::new(0), bulk })))
     }
 

@@ -10,10 +10,6 @@ use super::*;
 struct Asked(Arc<(AtomicUsize, AtomicUsize)>);
 
 impl Threads for Asked {
-    fn count(&self) -> usize {
-        2
-    }
-
     fn current(&self) -> Option<usize> {
         Some(1)
     }
@@ -40,7 +36,7 @@ impl Asked {
 
 fn scheduler() -> (Scheduler, Asked) {
     let asked = Asked::default();
-    (Scheduler::new(asked.clone()), asked)
+    (Scheduler::new(2, asked.clone()), asked)
 }
 
 fn may_begin(turns: &mut Turns) -> bool {

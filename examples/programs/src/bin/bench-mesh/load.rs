@@ -91,7 +91,7 @@ impl Load {
 
     /// Whether the path is one to measure it on.
     pub(crate) fn is_for(self, route: &Route) -> bool {
-        (self == Self::Slow) == route.is_slow()
+        (self == Self::Slow) == route.is_slow() && (self.is_bulk() || !route.is_for_bulk())
     }
 
     pub(crate) async fn run(self, route: &Route, time: Duration) -> Result<Outcome, Failure> {

@@ -4,6 +4,7 @@ mod link;
 mod load;
 #[path = "../../../../../benches/common/raw_tls.rs"]
 mod raw_tls;
+mod relay;
 mod report;
 mod roles;
 mod stats;
@@ -37,7 +38,7 @@ struct Args {
     /// These loads alone
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Load>,
-    /// These paths alone: direct, tcp2, tcp3, mtls2, hbone, nested, slow, against
+    /// These paths alone: direct, tcp2, tcp3, large2, large3, splice2, splice3, mtls2, hbone, nested, slow, against
     #[arg(long, value_delimiter = ',')]
     paths: Vec<String>,
     /// Another proxy, as a path of its own: a shell command that makes $LISTEN lead to $UPSTREAM
@@ -180,7 +181,7 @@ async fn memory(world: &World, connections: usize, burst: bool, results: &mut Re
     let first = results.memory.len();
     for route in &world.routes {
         let before = route.memory()?;
-        if before.is_empty() {
+        if before.is_empty() || route.is_for_bulk() {
             continue;
         }
         eprintln!("{}: {connections} connections", route.name);
@@ -199,7 +200,8 @@ async fn memory(world: &World, connections: usize, burst: bool, results: &mut Re
     if burst {
         eprintln!("a minute without connections");
         tokio::time::sleep(Duration::from_secs(60)).await;
-        let after = world.routes.iter().map(|route| route.memory()).collect::<Result<Vec<_>, _>>()?;
+        let measured = world.routes.iter().filter(|route| !route.is_for_bulk());
+        let after = measured.map(|route| route.memory()).collect::<Result<Vec<_>, _>>()?;
         for (memory, (_, after)) in results.memory[first..].iter_mut().zip(after.into_iter().flatten()) {
             memory.after = Some(after);
         }
@@ -209,7 +211,8 @@ async fn memory(world: &World, connections: usize, burst: bool, results: &mut Re
 
 /// What requests cost beside connections that are open and idle.
 async fn open(world: &World, args: &Args, time: Duration, results: &mut Results) -> Result<(), Failure> {
-    for route in world.routes.iter().filter(|route| !args.open.is_empty() && route.has_proxies()) {
+    let measured = |route: &&Route| !args.open.is_empty() && route.has_proxies() && !route.is_for_bulk();
+    for route in world.routes.iter().filter(measured) {
         for round in 0..args.rounds {
             for &connections in &args.open {
                 eprintln!("round {} of {}: {} beside {connections} connections", round + 1, args.rounds, route.name);

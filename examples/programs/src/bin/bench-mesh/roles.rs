@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use crate::Failure;
 use crate::link::{self, Link};
 use crate::raw_tls::{self, Pem};
+use crate::relay::How;
 
 /// As many connections as may wait to be accepted.
 const BACKLOG: u32 = 4096;
@@ -42,6 +43,8 @@ pub(crate) enum Role {
         listen: SocketAddr,
         #[arg(required = true)]
         upstreams: Vec<SocketAddr>,
+        #[arg(long, value_enum, default_value_t)]
+        how: How,
     },
     /// Copies bytes as slowly as a link of 100 Mb/s
     #[command(hide = true)]
@@ -73,14 +76,14 @@ impl Role {
                 let served = listeners.into_iter().map(|listener| tokio::spawn(each(listener, serve)));
                 futures_util::future::join_all(served).await;
             }
-            Self::TcpRelay { listen, upstreams } => {
+            Self::TcpRelay { listen, upstreams, how } => {
                 let (listener, mut turns) = (bind(listen, None)?, upstreams.into_iter().cycle());
                 println!("ready");
-                each(listener, move |mut near| {
+                each(listener, move |near| {
                     let upstream = turns.next();
                     async move {
                         let upstream = upstream.ok_or_else(|| io::Error::other("no upstream to relay to"))?;
-                        copy_bidirectional(&mut near, &mut dial(upstream).await?).await.map(|_| ())
+                        how.relay(near, dial(upstream).await?).await
                     }
                 })
                 .await;

@@ -12,12 +12,22 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 
 use crate::Failure;
+use crate::relay::How;
 use crate::roles::identity;
 use crate::stats;
 
 const SERVICE_ACCOUNTS: [&str; 3] = ["client", "eastwest", "server"];
 /// Single HBONE with a slow link between the proxies.
 const SLOW: &str = "slow";
+/// Paths of plain relays, and the last part of the address of the first one.
+const FLOORS: [(&str, How, u8, u8); 6] = [
+    ("tcp2", How::Copy, 20, 2),
+    ("tcp3", How::Copy, 30, 3),
+    ("large2", How::Large, 60, 2),
+    ("large3", How::Large, 70, 3),
+    ("splice2", How::Splice, 80, 2),
+    ("splice3", How::Splice, 90, 3),
+];
 /// Far more than a start takes.
 const START: Duration = Duration::from_secs(20);
 
@@ -39,6 +49,11 @@ impl Route {
     /// Whether there are processes whose CPU and memory are of interest.
     pub(crate) fn has_proxies(&self) -> bool {
         !self.proxies.is_empty()
+    }
+
+    /// Whether it is there for bulk alone.
+    pub(crate) fn is_for_bulk(&self) -> bool {
+        FLOORS.iter().any(|(name, how, ..)| *name == self.name && *how != How::Copy)
     }
 
     pub(crate) fn is_slow(&self) -> bool {
@@ -91,12 +106,13 @@ impl World {
         if wanted("direct") {
             world.route("direct", app, Vec::new(), &[]);
         }
-        for (name, first, hops) in [("tcp2", 20, 2), ("tcp3", 30, 3)] {
+        for (name, how, first, hops) in FLOORS {
             if wanted(name) {
                 let mut relays = Vec::new();
                 for hop in (0..hops).rev() {
                     let to = if hop + 1 == hops { app } else { at(first + hop + 1, 9000) };
-                    relays.push(world.relay("tcp-relay", at(first + hop, 9000), to, None).await?);
+                    let (listen, to) = (at(first + hop, 9000).to_string(), to.to_string());
+                    relays.push(world.role("tcp-relay", &[&listen, &to, "--how", how.name()]).await?);
                 }
                 world.route(name, at(first, 9000), relays, &[]);
             }
@@ -110,7 +126,7 @@ impl World {
         if wanted("hbone") {
             let server = world.inbound("b1", at(11, 15008)).await?;
             let client = world.client("west.yaml", at(1, 9000), "near").await?;
-            world.route("hbone", at(1, 9000), vec![client, server], &["tcp2", "mtls2"]);
+            world.route("hbone", at(1, 9000), vec![client, server], &["tcp2", "mtls2", "large2", "splice2"]);
         }
         if wanted("nested") {
             let server = world.inbound("b2", at(12, 15008)).await?;
@@ -118,7 +134,7 @@ impl World {
             let arguments = ["--network", "west", "--mesh", "west.yaml", "--listen", &listen];
             let gateway = world.proxy("gateway", "gateway", &arguments, "eastwest").await?;
             let client = world.client("east.yaml", at(2, 9000), "far").await?;
-            world.route("nested", at(2, 9000), vec![client, gateway, server], &["tcp3", "mtls2"]);
+            world.route("nested", at(2, 9000), vec![client, gateway, server], &["tcp3", "mtls2", "large3", "splice3"]);
         }
         if wanted(SLOW) {
             // The client dials the workload's address, which is the link's.
@@ -237,8 +253,20 @@ impl World {
 }
 
 /// The names of all paths.
-pub(crate) const PATHS: [&str; 8] =
-    ["direct", "tcp2", "tcp3", "mtls2", "hbone", "nested", "slow", "against (with --against)"];
+pub(crate) const PATHS: [&str; 12] = [
+    "direct",
+    "tcp2",
+    "tcp3",
+    "large2",
+    "large3",
+    "splice2",
+    "splice3",
+    "mtls2",
+    "hbone",
+    "nested",
+    "slow",
+    "against (with --against)",
+];
 
 impl Drop for World {
     fn drop(&mut self) {
