@@ -9,6 +9,7 @@ mod any_bytes;
 mod bad_answers;
 mod bad_input;
 mod bulk;
+mod content_length;
 mod credentials;
 mod ends;
 mod flow;

@@ -91,10 +91,16 @@ impl Raw {
 
     /// Asks for a tunnel.
     pub(crate) async fn connect(&mut self, stream: u32, authority: &str) {
+        self.connect_with(stream, authority, &[]).await;
+    }
+
+    /// Likewise, with more fields.
+    pub(crate) async fn connect_with(&mut self, stream: u32, authority: &str, fields: &[u8]) {
         let mut block = vec![0x42, 7];
         block.extend(b"CONNECT");
         block.extend([0x41, u8::try_from(authority.len()).unwrap()]);
         block.extend(authority.as_bytes());
+        block.extend(fields);
         self.send(HEADERS, END_HEADERS, stream, &block).await;
     }
 

@@ -65,15 +65,15 @@ pub struct TunnelStream {
     metadata: Option<Box<Received>>,
 }
 
-/// Why this side ends a tunnel before its time (RFC 9113, section 7).
+/// Why this side resets a tunnel (RFC 9113, section 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ResetReason {
-    /// CANCEL: nobody needs it any more.
+    /// CANCEL: it is no longer needed.
     Cancel,
     /// CONNECT_ERROR: the connection behind the tunnel was reset or failed (RFC 9113, section 8.5).
     ConnectError,
-    /// REFUSED_STREAM: it was not looked at, and may be tried again.
+    /// REFUSED_STREAM: it was not processed, and may be tried again.
     Refused,
     /// INTERNAL_ERROR.
     Internal,
@@ -189,7 +189,7 @@ impl TunnelStream {
         self.recv.shared().turns()
     }
 
-    /// Forgets what the peer said of itself, for the sake of memory.
+    /// Drops the peer's metadata, which takes memory for as long as the tunnel is open.
     #[cfg(feature = "proxy")]
     pub(crate) fn forget_metadata(&mut self) {
         self.metadata = None;
@@ -213,7 +213,7 @@ impl TunnelStream {
         self.send.reset(reason);
     }
 
-    /// The two directions apart. The tunnel counts as open until both are gone.
+    /// Splits it into its two directions. The tunnel counts as open until both halves are dropped.
     pub fn into_split(self) -> (TunnelRecv, TunnelSend) {
         (self.recv, self.send)
     }

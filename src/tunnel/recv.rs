@@ -24,9 +24,9 @@ pub struct TunnelRecv {
     stream: Option<h2::RecvStream>,
     /// `None` once the tunnel is open.
     unopened: Option<Unopened>,
-    /// `None` once something has come through.
+    /// `None` once bytes have arrived.
     progress: Option<Arc<Progress>>,
-    /// The rest of a frame that did not fit the reader's buffer.
+    /// What is left of a frame that did not fit into the reader's buffer.
     rest: Bytes,
     reading: Reading,
     meter: RoundMeter,
@@ -83,7 +83,7 @@ impl TunnelRecv {
         this
     }
 
-    /// Lets the driver know of the stream.
+    /// Adds the stream to those that the driver measures.
     fn register(&mut self) {
         if let Some(stream) = &mut self.stream {
             self.shared.flow().add(stream);
@@ -98,7 +98,7 @@ impl TunnelRecv {
         self.progress.clone().unwrap_or_else(Progress::open)
     }
 
-    /// Ready when the tunnel is open, or will not be. With what the peer said of itself, once.
+    /// Ready when the tunnel is open, with the peer's metadata the first time, or has failed to open.
     pub(super) fn poll_opened(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Box<Received>>>> {
         let opening = match &mut self.unopened {
             None => return Poll::Ready(Ok(None)),
@@ -219,7 +219,7 @@ impl AsyncRead for TunnelRecv {
         buf.put_slice(&self.rest[..n]);
         self.rest.advance(n);
         if self.rest.is_empty() {
-            // Lets go of the frame's memory.
+            // Frees the frame's memory.
             self.rest = Bytes::new();
         }
         Poll::Ready(Ok(()))

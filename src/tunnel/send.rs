@@ -119,7 +119,7 @@ impl TunnelSend {
         Ok(())
     }
 
-    /// Why nothing can be sent any more: the peer's reset says it best.
+    /// Why nothing can be sent any more; the peer's reset is the best explanation.
     fn broken(&mut self, error: Option<h2::Error>, cx: &mut Context<'_>) -> io::Error {
         let explained = match (self.stream.poll_reset(cx), error) {
             (Poll::Ready(Ok(reason)), _) => {
@@ -219,7 +219,7 @@ impl AsyncWrite for TunnelSend {
             return Poll::Ready(Ok(()));
         }
         match this.send_last(cx, Bytes::new()) {
-            // A peer that has heard enough is no reason to call the end an error: nothing that mattered is lost.
+            // The peer has asked to stop sending, so that nothing is lost.
             Err(e) if Error::from_io(&e).map(Error::kind) == Some(&ErrorKind::Reset(h2::Reason::NO_ERROR.into())) => {
                 this.tunnel.finish();
                 Poll::Ready(Ok(()))
