@@ -494,7 +494,9 @@ async fn events_say_what_could_not_be_accepted_and_which_layer_failed() {
     idle().await;
     let tls = format!("failed: {:?}", Some(Layer::Tls));
     assert_eq!(notes.take(), ["accept failed: no file descriptors".to_owned(), "opening".to_owned(), tls]);
-    let _stalled = site.raw();
+    // Half a record; and one that has said nothing by then, of which nobody is told.
+    let (mut stalled, _silent) = (site.raw(), site.raw());
+    stalled.write_all(&[22, 3, 1]).await.unwrap();
     idle().await;
     drain.drain(AGES).await;
     assert_eq!(notes.take(), ["opening", "failed: None"]);
