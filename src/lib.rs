@@ -156,3 +156,6 @@ pub use crate::tunnel::{ResetReason, TunnelRecv, TunnelSend, TunnelStream};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+#[cfg(all(doctest, feature = "proxy"))]
+#[doc = include_str!("../docs/embedding.md")]
+struct Embedding;
