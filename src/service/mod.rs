@@ -40,3 +40,5 @@ pub use connector::ConnectorStream;
 pub use listener::Listener;
 pub use peer::Peer;
 pub use serve::serve;
+/// The versions of these crates whose traits the types of this module implement.
+pub use {futures_util, hyper_util, tower_service};
