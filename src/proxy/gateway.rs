@@ -101,14 +101,14 @@ impl Gateway {
 
     /// How many pods are dialed for one tunnel before it is refused. Default 3, at least 1. Raising it costs dials where
     /// many pods are dead at once. All of them together, with whatever else it takes to answer a CONNECT, have the
-    /// [`connect_timeout`](Config::with_connect_timeout).
+    /// [`connect_timeout`](crate::Config::with_connect_timeout).
     pub fn with_attempts(mut self, attempts: usize) -> Self {
         Arc::make_mut(&mut self.0).attempts = attempts.max(1);
         self
     }
 
     /// How long dialing a pod may take while there are others to dial. Default 2 s. The last one has the
-    /// [`dial_timeout`](Config::with_dial_timeout), which this is never longer than. Raising it gives slow pods more time;
+    /// [`dial_timeout`](crate::Config::with_dial_timeout), which this is never longer than. Raising it gives slow pods more time;
     /// lowering it comes sooner to a pod that answers.
     pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
         Arc::make_mut(&mut self.0).attempt_timeout = timeout;
