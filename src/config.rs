@@ -13,21 +13,21 @@ use crate::io::Scheduler;
 ///
 /// # Memory
 ///
-/// What a tunnel has received and its reader has not read is at most [`stream_window`](Self::with_stream_window), 4 MiB by
-/// default, or up to [`max_stream_window`](Self::with_max_stream_window) on a long path with a fast reader. All tunnels of a
-/// connection together hold at most [`max_connection_window`](Self::with_max_connection_window), 128 MiB. That is less than
-/// the sum of the tunnels' windows, but readers that have stopped can't use it up and stop all others: no window is more than
-/// a quarter of what is left of it, which makes a difference from 96 MiB on. An eighth of it is kept for when the rest is
-/// used up all the same, and all tunnels fit into that with their least windows (160 KiB with 100 tunnels). A tunnel that is
-/// read goes on meanwhile, with one such window in each round trip.
+/// What a tunnel has received and its reader has not read is at most [`stream_window`](Self::with_stream_window), 4 MiB
+/// by default, or up to [`max_stream_window`](Self::with_max_stream_window) on a long path with a fast reader. All
+/// tunnels of a connection together hold at most [`max_connection_window`](Self::with_max_connection_window), 128 MiB.
+/// That is less than the sum of the tunnels' windows, but readers that have stopped can't use it up and stop all
+/// others: no window is more than a quarter of what is left of it, which makes a difference from 96 MiB on. An eighth
+/// of it is kept for when the rest is used up all the same, and all tunnels fit into that with their least windows (160
+/// KiB with 100 tunnels). A tunnel that is read goes on meanwhile, with one such window in each round trip.
 ///
-/// All connections of a config, its clones among them, share [`max_total_window`](Self::with_max_total_window), 384 MiB: each
-/// may hold half of what is left of that, and has smaller windows as it comes near. A connection that holds little is not
-/// affected.
+/// All connections of a config, its clones among them, share [`max_total_window`](Self::with_max_total_window), 384
+/// MiB: each may hold half of what is left of that, and has smaller windows as it comes near. A connection that holds
+/// little is not affected.
 ///
-/// What waits to be sent comes on top: up to [`send_buffer`](Self::with_send_buffer) for each tunnel, 512 KiB, and for all of
-/// a connection's together what it may hold unread (50 MiB as it comes; with more than 256 tunnels each has less). So do
-/// unread small frames, with what [`small_frame_budget`](Self::with_small_frame_budget) says.
+/// What waits to be sent comes on top: up to [`send_buffer`](Self::with_send_buffer) for each tunnel, 512 KiB, and for
+/// all of a connection's together what it may hold unread (50 MiB by default; with more than 256 tunnels each has
+/// less). So do unread small frames, with what [`small_frame_budget`](Self::with_small_frame_budget) says.
 ///
 /// Times longer than a year count as a year.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,17 +155,18 @@ impl Config {
         self
     }
 
-    /// How many bytes one connection holds unread at most, of all its tunnels together. Default 128 MiB; at least 256 KiB.
-    /// Raising it lets more readers stop before the others of the connection have smaller windows: see
+    /// How many bytes one connection holds unread at most, of all its tunnels together. Default 128 MiB; at least 256
+    /// KiB. Raising it lets more readers stop before the others of the connection have smaller windows: see
     /// [Memory](Self#memory).
     pub fn with_max_connection_window(mut self, bytes: u32) -> Self {
         self.max_connection_window = bytes.clamp(256 << 10, MAX_WINDOW);
         self
     }
 
-    /// How many bytes all connections of this config and its clones are to hold unread together. Default 384 MiB; at least
-    /// 1 MiB. It is approached, not hit: each connection has the smaller windows the less is left, and what is on its way to
-    /// it then still comes. Raising it costs memory while many readers stop at once: see [Memory](Self#memory).
+    /// How many bytes all connections of this config and its clones are to hold unread together. Default 384 MiB; at
+    /// least 1 MiB. It is approached, not hit: each connection has the smaller windows the less is left, and what is on
+    /// its way to it then still comes. Raising it costs memory while many readers stop at once: see
+    /// [Memory](Self#memory).
     pub fn with_max_total_window(mut self, bytes: u64) -> Self {
         self.total = TotalUnread::new(bytes.max(1 << 20));
         self
@@ -201,9 +202,9 @@ impl Config {
         self
     }
 
-    /// How much of what was written on one tunnel waits for the network. Default 512 KiB; less where all tunnels together would
-    /// exceed [`max_connection_window`](Self::with_max_connection_window), but at least 16 KiB. Raising it costs memory for each
-    /// tunnel with a slow peer and buys nothing below a bandwidth-delay product of that size.
+    /// How much of what was written on one tunnel waits for the network. Default 512 KiB; less where all tunnels
+    /// together would exceed [`max_connection_window`](Self::with_max_connection_window), but at least 16 KiB. Raising
+    /// it costs memory for each tunnel with a slow peer and buys nothing below a bandwidth-delay product of that size.
     pub fn with_send_buffer(mut self, bytes: usize) -> Self {
         self.send_buffer = bytes.max(LEAST_SEND_BUFFER);
         self
@@ -219,8 +220,8 @@ impl Config {
     }
 
     /// Whether the TLS handshake inside a tunnel begins before the peer's 200. Default true, which saves a round trip
-    /// for each nested connection. A peer that can't have it is found out and waited for, at the cost of one more
-    /// attempt; turn it off where that is known of all peers. See [`nested`](crate::nested).
+    /// for each nested connection. A peer that rejects it is detected and waited for, at the cost of one more attempt;
+    /// turn this off where all peers are known to reject it. See [`nested`](crate::nested).
     pub fn with_early_data(mut self, early: bool) -> Self {
         self.early_data = early;
         self

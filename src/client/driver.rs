@@ -14,8 +14,9 @@ use crate::io::Turns;
 
 /// Moves the frames of one client connection. Spawn it; it ends by itself.
 ///
-/// It ends with `Ok` when all handles and tunnels are gone and what was sent is flushed, or when the peer closed in order;
-/// with the reason otherwise, which every tunnel of the connection has got as well. Dropping it breaks the connection.
+/// It ends with `Ok` when all handles and tunnels are gone and what was sent is flushed, or when the peer closed in
+/// order; with the reason otherwise, which every tunnel of the connection has got as well. Dropping it breaks the
+/// connection.
 #[must_use = "nothing moves unless the driver is polled"]
 pub struct Driver<IO> {
     connection: h2::client::Connection<Transport<IO>, Frame>,
@@ -50,7 +51,7 @@ where
         self.maintenance.resize(cx, &self.shared, &mut self.connection);
         self.batch.begin();
         let result = Pin::new(&mut self.connection).poll(cx);
-        // The peer may change its limit at any time, and tells it first right after the handshake.
+        // The peer may change its limit at any time, and announces the first one right after the handshake.
         self.permits.set_peer_limit(self.connection.max_concurrent_send_streams());
         if self.shared.is_going_away() && !self.permits.is_closed() {
             self.permits.close();

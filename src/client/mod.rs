@@ -40,8 +40,8 @@ pub struct Client {
     hop: usize,
 }
 
-/// Headers whose values differ for each tunnel. In HPACK's table (RFC 7541, section 6.2.3) they would push out what tunnels have in
-/// common, and each new one would be compared to all of them.
+/// Headers whose values differ for each tunnel. In HPACK's table (RFC 7541, section 6.2.3) they would push out what
+/// tunnels have in common, and each new one would be compared to all of them.
 const NEVER_INDEXED: [HeaderName; 2] = [FORWARDED, TRACEPARENT];
 
 const OPENING: &str = "opening a tunnel";
@@ -60,8 +60,8 @@ pub struct Capacity {
 ///
 /// Nothing is awaited from the peer, and nothing is sent: the preface leaves together with the first CONNECT. Spawn the
 /// [`Driver`]: nothing moves without it. A peer that does not answer the preface within the
-/// [`http2_timeout`](Config::with_http2_timeout) is given up by the driver. On a TCP socket of your own set TCP_NODELAY first,
-/// else small frames wait for acknowledgements.
+/// [`http2_timeout`](Config::with_http2_timeout) is given up by the driver. On a TCP socket of your own set TCP_NODELAY
+/// first, else small frames wait for acknowledgements.
 ///
 /// # Errors
 ///
@@ -162,8 +162,8 @@ impl Builder {
 }
 
 impl Client {
-    /// Opens a tunnel: waits for room on the connection, sends the CONNECT, and returns when the peer's 200 is here, which a peer sends
-    /// only once it is connected to `authority`.
+    /// Opens a tunnel: waits for room on the connection, sends the CONNECT, and returns when the peer's 200 is here,
+    /// which a peer sends only once it is connected to `authority`.
     ///
     /// The [`connect_timeout`](Config::with_connect_timeout) covers all of it. Cancel safe: when dropped, the stream is
     /// cancelled and no longer counts.
@@ -178,23 +178,23 @@ impl Client {
         Ok(tunnel)
     }
 
-    /// Sends the CONNECT and returns before its answer: what is written to the tunnel goes out at once, which saves a round
-    /// trip where this side speaks first. [`TunnelStream::opened`] waits for the answer, and so does reading.
+    /// Sends the CONNECT and returns before its answer: what is written to the tunnel goes out at once, which saves a
+    /// round trip where this side speaks first. [`TunnelStream::opened`] waits for the answer, and so does reading.
     ///
-    /// A peer that is still connecting to `authority`, or refuses to, gets the bytes all the same; they count as its stream's
-    /// window, which it gives back as it passes them on. HTTP/2 keeps each tunnel's bytes in a stream of its own, so that early
-    /// ones can't be taken for another request. But they are before their time (RFC 9110, section 9.3.6; RFC 9113, section
-    /// 8.5): most peers keep them until they are connected, some reset the tunnel or answer it with 400, or lose them. Send
-    /// early only what can be sent again on another tunnel, and only to peers that are known to keep it, as
-    /// [`nested::extend`](crate::nested::extend) does.
+    /// A peer that is still connecting to `authority`, or refuses to, gets the bytes all the same; they count as its
+    /// stream's window, which it gives back as it passes them on. HTTP/2 keeps each tunnel's bytes in a stream of its
+    /// own, so that early ones can't be taken for another request. But they are before their time (RFC 9110, section
+    /// 9.3.6; RFC 9113, section 8.5): most peers keep them until they are connected, some reset the tunnel or answer it
+    /// with 400, or lose them. Send early only what can be sent again on another tunnel, and only to peers that are
+    /// known to keep it, as [`nested::extend`](crate::nested::extend) does.
     ///
     /// Waiting for room and for the answer have the [`connect_timeout`](Config::with_connect_timeout) together. Cancel
     /// safe, as [`Client::connect`].
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Timeout`] when there was no room in time; or why the connection ended. [`TunnelStream::opened`] returns
-    /// what became of the CONNECT.
+    /// [`ErrorKind::Timeout`] when there was no room in time; or why the connection ended. [`TunnelStream::opened`]
+    /// returns what became of the CONNECT.
     pub async fn connect_early(&self, authority: &Authority, metadata: &Metadata) -> Result<TunnelStream> {
         const WAITING: &str = "waiting for room on the connection";
         let deadline = Instant::now() + self.config.connect_timeout;
@@ -208,8 +208,8 @@ impl Client {
         }
     }
 
-    /// [`Client::connect_early`] with a permit that somebody else has issued, and counts. It is dropped with the tunnel, or
-    /// at once where there is none.
+    /// [`Client::connect_early`] with a permit that somebody else has issued, and counts. It is dropped with the
+    /// tunnel, or at once where there is none.
     pub(crate) fn connect_with(
         &self,
         authority: &Authority,
@@ -246,7 +246,7 @@ impl Client {
         Capacity { open: self.permits.used(), limit: self.permits.limit() }
     }
 
-    /// Whether the connection takes no more tunnels, because it ended or the peer sent GOAWAY. Tunnels that are open may
+    /// Whether the connection takes no new tunnels, because it ended or the peer sent GOAWAY. Tunnels that are open may
     /// still run.
     pub fn is_closed(&self) -> bool {
         self.permits.is_closed()

@@ -68,9 +68,9 @@ impl Flow {
         self.windows().values().map(|window| window.used_capacity() as u64).sum()
     }
 
-    /// Returns to the peer what was read of each tunnel. HTTP/2 collects that until it is a part of the window worth a frame,
-    /// and looks only when something is read: once the window is smaller, what it has collected may be more than all of it,
-    /// and nothing would ever come to be read.
+    /// Returns to the peer what was read of each tunnel. HTTP/2 collects that until it is a part of the window worth a
+    /// frame, and looks only when something is read: once the window is smaller, what it has collected may be more than
+    /// all of it, and nothing would ever come to be read.
     pub(super) fn announce(&self) {
         for window in self.windows().values_mut() {
             // Fails only when the stream has ended.

@@ -1,7 +1,7 @@
 //! Finds GOAWAY, and the ends of streams, among the frames of one direction.
 //!
-//! h2 reports a GOAWAY to nobody while tunnels are open, and when the connection goes down after one, tells the tunnels only
-//! that it is gone.
+//! h2 reports a GOAWAY to nobody while tunnels are open, and when the connection goes down after one, tells the tunnels
+//! only that it is gone.
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -30,7 +30,8 @@ impl GoAwayScanner {
         Self { skip: if after_preface { PREFACE } else { 0 }, head: [0; FIXED], filled: 0, code: None }
     }
 
-    /// The code of a GOAWAY that ends in `data`, the last one of several. Until its end HTTP/2 does not know of it either.
+    /// The code of a GOAWAY that ends in `data`, the last one of several. Until its end HTTP/2 does not know of it
+    /// either.
     pub(crate) fn scan(&mut self, data: &[u8]) -> Option<u32> {
         self.scan_ends(data, |_| {})
     }

@@ -1,7 +1,7 @@
 //! Tunnels that this side has finished and dropped before the peer has finished.
 //!
-//! HTTP/2 would reset the stream. Peers count resets and close the whole connection when there are too many (Envoy: 1,000
-//! and 33 per second), so the driver holds such a stream until the peer's END_STREAM is here.
+//! HTTP/2 would reset the stream. Peers count resets and close the whole connection when there are too many (Envoy:
+//! 1,000 and 33 per second), so the driver holds such a stream until the peer's END_STREAM is here.
 
 use std::collections::VecDeque;
 use std::pin::Pin;

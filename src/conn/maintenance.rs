@@ -1,4 +1,4 @@
-//! What a connection needs beside HTTP/2 itself.
+//! What a connection needs besides HTTP/2 itself.
 
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -136,7 +136,8 @@ impl Maintenance {
         }
     }
 
-    /// Announces another size of the windows to the peer, where there is one. To be called before and after HTTP/2 is polled.
+    /// Announces another size of the windows to the peer, where there is one. To be called before and after HTTP/2 is
+    /// polled.
     pub(crate) fn resize(&mut self, cx: &mut Context<'_>, shared: &Shared, connection: &mut impl HasWindows) {
         if self.pressure.is_much(shared.received() - self.counted.received) {
             // It may be all that comes until somebody reads.
@@ -155,7 +156,7 @@ impl Maintenance {
             self.shrinking = self.wanted < self.announced;
             self.announced = self.wanted;
             self.window.set(if pressed { self.windows.stream } else { self.wanted });
-            // Nobody else has HTTP/2 look at it.
+            // Nothing else makes HTTP/2 look at it.
             cx.waker().wake_by_ref();
         }
         let keeps_to_least = !self.shrinking && self.announced <= self.windows.least_stream;

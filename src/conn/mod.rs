@@ -56,9 +56,9 @@ pub(crate) struct Shared {
     reads: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
-    /// Why the connection ended. Set before HTTP/2 tells the tunnels, which would else only know that it did.
+    /// Why the connection ended. Set before HTTP/2 tells the tunnels, which would otherwise only know that it did.
     failure: OnceLock<Error>,
-    /// The peer takes no more tunnels.
+    /// The peer takes no new tunnels.
     going_away: AtomicBool,
     early_data: EarlyDataCell,
     flow: Flow,
@@ -177,7 +177,7 @@ impl Shared {
         self.going_away.load(Ordering::Acquire)
     }
 
-    /// The error for somebody who finds the connection gone, or going.
+    /// The error for a caller that finds the connection gone, or going.
     pub(crate) fn gone(&self, doing: &'static str) -> Error {
         self.failure().unwrap_or_else(|| {
             let kind = if self.is_going_away() { ErrorKind::GoAway(0) } else { ErrorKind::Closed };
@@ -248,8 +248,8 @@ impl Traffic {
     }
 }
 
-/// The error of a connection that `side` gave up with a code. Where this side did so over what the peer sent, the peer is at
-/// fault.
+/// The error of a connection that `side` gave up with a code. Where this side did so over what the peer sent, the peer
+/// is at fault.
 fn go_away(code: u32, side: Side, doing: &'static str) -> Error {
     let reason = h2::Reason::from(code);
     let violation = matches!(

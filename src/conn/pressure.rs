@@ -1,14 +1,14 @@
 //! Smaller windows, while much is unread.
 //!
-//! Where a connection's window is less than those of its tunnels together, readers that have stopped could use it up and stop
-//! all others. So a tunnel's window is at most a quarter of what is left of it: however many stop reading one after the other,
-//! something stays for those who go on. The connections of a config share a total in the same way: each may hold half of what
-//! is left of that, so the sum stays below it, and a connection that holds little is not affected (Choudhury and Hahne,
-//! "Dynamic queue length thresholds for shared-memory packet switches", 1998).
+//! Where a connection's window is less than those of its tunnels together, readers that have stopped could use it up
+//! and stop all others. So a tunnel's window is at most a quarter of what is left of it: however many stop reading one
+//! after the other, something stays for those who go on. The connections of a config share a total in the same way:
+//! each may hold half of what is left of that, so the sum stays below it, and a connection that holds little is not
+//! affected (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998).
 //!
-//! Many that stop at once, before the peer has heard of the smaller windows, can use up a connection's window all the same.
-//! Then the windows are the least; and once the peer keeps to that, the connection gets a reserve into which the least windows
-//! of all tunnels fit.
+//! Many that stop at once, before the peer has heard of the smaller windows, can use up a connection's window all the
+//! same. Then the windows are the least; and once the peer keeps to that, the connection gets a reserve into which the
+//! least windows of all tunnels fit.
 
 use crate::config::Windows;
 

@@ -5,9 +5,9 @@ use crate::config::Config;
 /// How many streams that this side has reset are remembered, so that frames still on their way to them are ignored.
 const REMEMBERED_RESETS: usize = 1024;
 
-/// How many requests a server bears that were cancelled before it looked at them. h2's default is 20: a client that gave up
-/// as many connects while the server was busy would lose all its other tunnels. Peers are authenticated, and each costs a few
-/// hundred bytes until the server comes to look.
+/// How many requests a server bears that were cancelled before it looked at them. h2's default is 20: a client that
+/// gave up as many connects while the server was busy would lose all its other tunnels. Peers are authenticated, and
+/// each costs a few hundred bytes until the server comes to look.
 const GIVEN_UP_UNSEEN: usize = 1024;
 
 // The two builders have the same setters and no trait in common.

@@ -1,9 +1,9 @@
 //! How large the tunnels' windows are to be: the measured bandwidth-delay product of the path.
 //!
-//! In rounds of one PING each, the driver measures how much the fastest reader takes in a round trip. A window of `w` bytes
-//! carries at most about that much per round trip; HTTP/2 here returns it in thirds, so that a path is filled from one and a
-//! half times its bandwidth-delay product on. So a window of which a reader takes two thirds per round trip is the bottleneck
-//! and is doubled. A reader that does not keep up never takes that much.
+//! In rounds of one PING each, the driver measures how much the fastest reader takes in a round trip. A window of `w`
+//! bytes carries at most about that much per round trip; HTTP/2 here returns it in thirds, so that a path is filled
+//! from one and a half times its bandwidth-delay product on. So a window of which a reader takes two thirds per round
+//! trip is the bottleneck and is doubled. A reader that does not keep up never takes that much.
 
 use std::time::Duration;
 
@@ -43,8 +43,8 @@ impl Window {
         }
     }
 
-    /// Whether a round is to begin, now that `read` bytes have been read since the connection began. Seldom on a connection
-    /// with little traffic.
+    /// Whether a round is to begin, now that `read` bytes have been read since the connection began. Seldom on a
+    /// connection with little traffic.
     pub(super) fn wants_round(&self, read: u64) -> bool {
         self.max > self.base && self.round.is_none() && read.saturating_sub(self.read) >= u64::from(self.now / 3)
     }
@@ -57,8 +57,8 @@ impl Window {
         self.round.is_some()
     }
 
-    /// The PING has been answered; `best` is what the fastest reader took meanwhile, `held` what nobody has read yet. Says
-    /// how large the window is to be.
+    /// The PING has been answered; `best` is what the fastest reader took meanwhile, `held` what nobody has read yet.
+    /// Says how large the window is to be.
     pub(super) fn end(&mut self, now: Instant, read: u64, best: u64, held: u64) -> u32 {
         let Some(began) = self.round.take() else { return self.now };
         self.read = read;
@@ -74,7 +74,8 @@ impl Window {
         self.look(now, held)
     }
 
-    /// How large it is to be between rounds: as at first when too much is unread, or when it has not been needed for long.
+    /// How large it is to be between rounds: as at first when too much is unread, or when it has not been needed for
+    /// long.
     pub(super) fn look(&self, now: Instant, held: u64) -> u32 {
         let unused = self.needed.is_none_or(|needed| now.saturating_duration_since(needed) >= UNUSED);
         if held > u64::from(self.max / 2) || unused { self.base } else { self.now }

@@ -12,7 +12,8 @@ use super::{BytesRead, BytesWrite};
 
 /// Gives any byte stream [`BytesRead`] and [`BytesWrite`].
 ///
-/// Reading uses a buffer that follows the traffic, between 2 KiB and 128 KiB, and holds none while there is nothing to read.
+/// Reading uses a buffer that follows the traffic, between 2 KiB and 128 KiB, and holds none while there is nothing to
+/// read.
 #[derive(Debug)]
 pub struct BytesAdapter<T> {
     io: T,

@@ -43,8 +43,8 @@ impl ReadBuffer {
         }
     }
 
-    /// Reads what follows the message in the buffer, as far as there is room: `None` when nothing has come, 0 at the end. More
-    /// mostly follows bulk, so it is not looked for there.
+    /// Reads what follows the message in the buffer, as far as there is room: `None` when nothing has come, 0 at the
+    /// end. More mostly follows bulk, so it is not looked for there.
     #[cfg(feature = "proxy")]
     pub(crate) fn read_behind<IO: AsyncRead + Unpin>(
         &mut self,
@@ -61,8 +61,9 @@ impl ReadBuffer {
         }
     }
 
-    /// Frees an empty buffer; a large one only when two reads in a row have found nothing. A busy stream is often drained for a
-    /// moment, and an allocation of this size costs more than a read. An idle one is read again by its keepalive at the latest.
+    /// Frees an empty buffer; a large one only when two reads in a row have found nothing. A busy stream is often
+    /// drained for a moment, and an allocation of this size costs more than a read. An idle one is read again by its
+    /// keepalive at the latest.
     fn free(&mut self) {
         // A small one is cheap to allocate again, and many idle streams would each hold one.
         if std::mem::replace(&mut self.found_nothing, true) || self.bytes.capacity() <= CHEAP {

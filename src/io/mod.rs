@@ -1,6 +1,6 @@
-//! Moving bytes: [`BytesRead`] and [`BytesWrite`], which pass [`Bytes`] on without copying, [`BytesAdapter`] for any other byte
-//! stream, and [`relay`] between two of them. [`Stream`], [`Dial`] and [`Accept`] are what connections
-//! are put on. A [`Scheduler`] keeps small messages fast beside bulk.
+//! Moving bytes: [`BytesRead`] and [`BytesWrite`], which pass [`Bytes`] on without copying, [`BytesAdapter`] for any
+//! other byte stream, and [`relay`] between two of them. [`Stream`], [`Dial`] and [`Accept`] are what connections are
+//! put on. A [`Scheduler`] keeps small messages fast beside bulk.
 
 mod adapter;
 mod buffer;
@@ -47,16 +47,17 @@ pub trait BytesRead: AsyncRead {
     /// As [`AsyncRead::poll_read`].
     fn poll_read_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>>;
 
-    /// Ready when the stream has failed, without reading from it: a [`relay`] asks while its other stream takes nothing, or once
-    /// this one has been read to its end, so that it does not hold a dead one. A reader that can't tell is never ready, which is the default. Cancel safe.
+    /// Ready when the stream has failed, without reading from it: a [`relay`] asks while its other stream takes
+    /// nothing, or once this one has been read to its end, so that it does not hold a dead one. A reader that can't
+    /// tell is never ready, which is the default. Cancel safe.
     fn poll_failed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Error> {
         let _ = cx;
         Poll::Pending
     }
 
-    /// Whether it is known that everything has been read, so that the next read would be the end rather than a failure. A
-    /// [`relay`] asks after each read, and passes the end on along with the last bytes. A reader that learns of the end only by
-    /// reading it says no, which is the default, and that of [`BytesAdapter`].
+    /// Whether it is known that everything has been read, so that the next read would be the end rather than a failure.
+    /// A [`relay`] asks after each read, and passes the end on along with the last bytes. A reader that learns of the
+    /// end only by reading it says no, which is the default, and that of [`BytesAdapter`].
     fn is_at_end(&self) -> bool {
         false
     }
@@ -74,14 +75,16 @@ pub trait BytesWrite: AsyncWrite {
     /// As [`AsyncWrite::poll_write`].
     fn poll_write_bytes(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>>;
 
-    /// Writes all of `data`, and shuts down as [`AsyncWrite::poll_shutdown`] does: with the last bytes where the writer can do that,
-    /// which saves the peer a wake-up and the network a packet. Otherwise it does one after the other, which is the default.
+    /// Writes all of `data`, and shuts down as [`AsyncWrite::poll_shutdown`] does: with the last bytes where the writer
+    /// can do that, which saves the peer a wake-up and the network a packet. Otherwise it does one after the other,
+    /// which is the default.
     ///
     /// Cancel safe: what was not taken is still in `data`. Nothing else may be written once this has been called.
     ///
     /// # Errors
     ///
-    /// As [`AsyncWrite::poll_write`] while there is something in `data`, and as [`AsyncWrite::poll_shutdown`] when there is not.
+    /// As [`AsyncWrite::poll_write`] while there is something in `data`, and as [`AsyncWrite::poll_shutdown`] when
+    /// there is not.
     fn poll_write_last(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
         while !data.is_empty() {
             ready!(self.as_mut().poll_write_bytes(cx, data))?;
@@ -89,8 +92,9 @@ pub trait BytesWrite: AsyncWrite {
         self.poll_shutdown(cx)
     }
 
-    /// Ready when a failure of this side can no longer overtake what was written and flushed. A [`relay`] waits for it before
-    /// it reports that the other stream has failed. Ready at once where that is not known, which is the default. Cancel safe.
+    /// Ready when a failure of this side can no longer overtake what was written and flushed. A [`relay`] waits for it
+    /// before it reports that the other stream has failed. Ready at once where that is not known, which is the default.
+    /// Cancel safe.
     fn poll_sent(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let _ = cx;
         Poll::Ready(())

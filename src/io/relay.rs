@@ -104,9 +104,9 @@ impl std::error::Error for RelayError {
 /// Nothing is buffered beyond the chunk that is on its way in each direction.
 ///
 /// When one stream fails, what it had received by then is still delivered to the other one, and
-/// [sent](BytesWrite::poll_sent), unless that one takes nothing for 2 s. Then the relay returns, and the caller decides how
-/// the other stream ends (a tunnel is best reset with CONNECT_ERROR, RFC 9113 section 8.5). When cancelled, chunks on their
-/// way are lost.
+/// [sent](BytesWrite::poll_sent), unless that one takes nothing for 2 s. Then the relay returns, and the caller decides
+/// how the other stream ends (a tunnel is best reset with CONNECT_ERROR, RFC 9113 section 8.5). When cancelled, chunks
+/// on their way are lost.
 ///
 /// # Errors
 ///
@@ -212,7 +212,8 @@ impl Relaying {
         if up.is_ready() && down.is_ready() {
             return Poll::Ready(Ok(self.stats()));
         }
-        // A stream that has been read to its end is only written to, and the other one may have nothing to say for ever.
+        // A stream that has been read to its end is only written to, and the other one may have nothing to say for
+        // ever.
         if up.is_ready()
             && let Poll::Ready(e) = Pin::new(a).poll_failed(cx)
         {
@@ -347,7 +348,8 @@ impl Direction {
 
     /// Delivers what is left of a stream that has failed. Ready when that is done, or can't be.
     ///
-    /// An end that is merely read is not passed on: after a failed write, a socket that was reset reads like one that ended.
+    /// An end that is merely read is not passed on: after a failed write, a socket that was reset reads like one that
+    /// ended.
     fn poll_last<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<()>
     where
         R: BytesRead + Unpin,

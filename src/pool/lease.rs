@@ -50,13 +50,13 @@ pub(super) struct PoolPermit {
 pub struct LeaseError {
     /// Why.
     pub error: Error,
-    /// Whether the connection as a whole broke and another tunnel has already failed because of it, so that this failure says
-    /// nothing new about the peer.
+    /// Whether the connection as a whole broke and another tunnel has already failed because of it, so that this
+    /// failure says nothing new about the peer.
     pub is_repeated: bool,
 }
 
-/// A connection whose peer has sent nothing at all for this long while it owed an answer gets no more tunnels. Longer than any
-/// round trip.
+/// A connection whose peer has sent nothing at all for this long while it owed an answer gets no new tunnels. Longer
+/// than any round trip.
 pub(super) const SILENCE: Duration = Duration::from_secs(1);
 
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -90,9 +90,9 @@ impl Lease {
 
     /// Opens the tunnel, as [`Client::connect`]. The permit is returned when the tunnel is gone.
     ///
-    /// Nothing is tried again: [`Pool::connect`](super::Pool::connect) does that. Cancel safe, as [`Client::connect`]. A
-    /// connection on which the peer has sent nothing at all for a second when this fails or is dropped gets no more tunnels,
-    /// as the peer may be gone.
+    /// Nothing is tried again: [`Pool::connect`](super::Pool::connect) does that. Cancel safe, as [`Client::connect`].
+    /// A connection on which the peer has sent nothing at all for a second when this fails or is dropped gets no new
+    /// tunnels, as the peer may be gone.
     ///
     /// # Errors
     ///
@@ -101,8 +101,8 @@ impl Lease {
         self.connect_within(authority, metadata, SILENCE).await
     }
 
-    /// [`Lease::connect`] for callers who give up earlier and should not meet the same silence again: the shorter time of
-    /// `silence` and a second counts.
+    /// [`Lease::connect`] for callers who give up earlier and should not meet the same silence again: the shorter time
+    /// of `silence` and a second counts.
     pub(crate) async fn connect_within(
         self,
         authority: &Authority,

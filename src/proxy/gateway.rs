@@ -27,8 +27,8 @@ use crate::route::{self, Backend, Choice};
 use crate::server::{ConnectionServer, Incoming};
 use crate::target::DialTarget;
 
-/// An east-west gateway: accepts tunnels that name a global service of its network, picks one of the service's pods, and
-/// passes the bytes on to the pod's HBONE port.
+/// An east-west gateway: accepts tunnels that name a global service of its network, picks one of the service's pods,
+/// and passes the bytes on to the pod's HBONE port.
 ///
 /// What is inside is TLS between the client and the pod. The gateway has no key for it and looks at none of it.
 ///
@@ -37,13 +37,13 @@ use crate::target::DialTarget;
 /// One that is in service, and that the client is not connected to already, as far as there are such; among these the
 /// balancer chooses.
 ///
-/// A pod that can't be dialed is followed by another one before the client hears of it, and one that fails several times in
-/// a row is left out for a while ([`with_outliers`](Self::with_outliers)). Only dialing counts: the gateway does not see
-/// what becomes of a tunnel.
+/// A pod that can't be dialed is followed by another one before the client hears of it, and one that fails several
+/// times in a row is left out for a while ([`with_outliers`](Self::with_outliers)). Only dialing counts: the gateway
+/// does not see what becomes of a tunnel.
 ///
-/// Each 200 says by a [`BackendToken`](crate::metadata::BackendToken) which pod the tunnel leads to, and a client may name
-/// the tokens that it has ([`with_known_backends`](Metadata::with_known_backends)) to be led to another pod. Tokens are
-/// hashes of the pods' uids with a salt that is drawn for each `Gateway` and shared by its clones.
+/// Each 200 says by a [`BackendToken`](crate::metadata::BackendToken) which pod the tunnel leads to, and a client may
+/// name the tokens that it has ([`with_known_backends`](Metadata::with_known_backends)) to be led to another pod.
+/// Tokens are hashes of the pods' uids with a salt that is drawn for each `Gateway` and shared by its clones.
 #[derive(Clone, Debug)]
 pub struct Gateway(Arc<Inner>);
 
@@ -82,34 +82,34 @@ impl Gateway {
         self
     }
 
-    /// How a pod is picked. Default: [`LeastRequests`], which is the one to use here: tunnels through a gateway are the shared
-    /// connections of whole workloads, few and long, and it picks pods with fewer of them.
+    /// How a pod is picked. Default: [`LeastRequests`], which is the one to use here: tunnels through a gateway are the
+    /// shared connections of whole workloads, few and long, and it picks pods with fewer of them.
     pub fn with_balance(mut self, balance: Arc<dyn Balance>) -> Self {
         let inner = Arc::make_mut(&mut self.0);
         inner.pods = inner.pods.clone().with_balance(balance);
         self
     }
 
-    /// When a pod that can't be dialed is left out, and for how long. Default: that of [`OutlierConfig::new`] with a maximum
-    /// ejection percentage of 100, since a pod that can't be dialed takes no load, in use or not. What has been learned so
-    /// far is forgotten; clones made before keep theirs.
+    /// When a pod that can't be dialed is left out, and for how long. Default: that of [`OutlierConfig::new`] with a
+    /// maximum ejection percentage of 100, since a pod that can't be dialed takes no load, in use or not. What has been
+    /// learned so far is forgotten; clones made before keep theirs.
     pub fn with_outliers(mut self, config: OutlierConfig) -> Self {
         let inner = Arc::make_mut(&mut self.0);
         inner.pods = inner.pods.clone().with_outliers(config);
         self
     }
 
-    /// How many pods are dialed for one tunnel before it is refused. Default 3, at least 1. Raising it costs dials where
-    /// many pods are dead at once. All of them together, with whatever else it takes to answer a CONNECT, have the
-    /// [`connect_timeout`](crate::Config::with_connect_timeout).
+    /// How many pods are dialed for one tunnel before it is refused. Default 3, at least 1. Raising it costs dials
+    /// where many pods are dead at once. All of them together, with whatever else it takes to answer a CONNECT, have
+    /// the [`connect_timeout`](crate::Config::with_connect_timeout).
     pub fn with_attempts(mut self, attempts: usize) -> Self {
         Arc::make_mut(&mut self.0).attempts = attempts.max(1);
         self
     }
 
     /// How long dialing a pod may take while there are others to dial. Default 2 s. The last one has the
-    /// [`dial_timeout`](crate::Config::with_dial_timeout), which this is never longer than. Raising it gives slow pods more time;
-    /// lowering it comes sooner to a pod that answers.
+    /// [`dial_timeout`](crate::Config::with_dial_timeout), which this is never longer than. Raising it gives slow pods
+    /// more time; lowering it comes sooner to a pod that answers.
     pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
         Arc::make_mut(&mut self.0).attempt_timeout = timeout;
         self
@@ -183,7 +183,8 @@ impl Inner {
         }
     }
 
-    /// Connects to a pod, and to another one where that fails. Cancel safe: a dial that is cut short counts for nothing.
+    /// Connects to a pod, and to another one where that fails. Cancel safe: a dial that is cut short counts for
+    /// nothing.
     async fn reach(
         &self,
         incoming: TunnelId,

@@ -64,8 +64,8 @@ impl Inbound {
         &self.0.server
     }
 
-    /// Serves one connection until it ends or the drain does. `from` is its peer's address: policies may ask for it, and
-    /// errors name it.
+    /// Serves one connection until it ends or the drain does. `from` is its peer's address: policies may ask for it,
+    /// and errors name it.
     ///
     /// Must be called on a tokio runtime: each tunnel gets a task. Dropping the future breaks the connection.
     ///
@@ -103,7 +103,8 @@ impl Inner {
         }
     }
 
-    /// Connects a tunnel that is asked for to its application. `None` when it was refused, canceled by the client, or broke.
+    /// Connects a tunnel that is asked for to its application. `None` when it was refused, canceled by the client, or
+    /// broke.
     async fn open(self: Arc<Self>, mut incoming: Incoming) -> Option<Box<Opened>> {
         let (peer, target) = (incoming.peer_identity().cloned(), incoming.authority().clone());
         let (tunnel, shown) = (incoming.id(), peer.as_ref().map(tracing::field::display));

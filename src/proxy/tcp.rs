@@ -1,4 +1,4 @@
-//! TCP for the roles: dialling, listening, and the original destination of a captured connection.
+//! TCP for the roles: dialing, listening, and the original destination of a captured connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,20 +22,22 @@ use crate::target::DialTarget;
 
 /// As ztunnel: a peer that vanished is noticed even where nothing is sent. Its interval stays that of the system, 75 s.
 const KEEPALIVE: Duration = Duration::from_secs(180);
-/// For how long a peer may acknowledge nothing of what was sent to it. Keepalive does not run while something is on its way, and
-/// the system alone goes on for a quarter of an hour.
+/// For how long a peer may acknowledge nothing of what was sent to it. Keepalive does not run while something is on its
+/// way, and the system alone goes on for a quarter of an hour.
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 const BACKLOG: u32 = 1024;
-/// So much may wait in a socket to be sent. What comes later, of whichever tunnel of the connection, waits until it has left: without
-/// a limit the system takes up to 4 MiB, a third of a second at 100 Mb/s. A quarter of this costs nested bulk 8 % more CPU.
+/// How much may wait in a socket to be sent. Whatever comes later, from any tunnel of the connection, waits until that
+/// has left: without a limit the system takes up to 4 MiB, a third of a second at 100 Mb/s. A quarter of this costs
+/// nested bulk 8 % more CPU.
 #[cfg(target_os = "linux")]
 const NOT_SENT: u32 = 512 << 10;
 /// Whether connections have the options of their listener, which saves four system calls for each.
 const INHERITED: bool = cfg!(target_os = "linux");
 
-/// Dials TCP with the options that a proxy wants: no delay, keepalive, a mark if asked for, and on Linux also little that waits to
-/// be sent (TCP_NOTSENT_LOWAT), and an end when the peer acknowledges nothing for a minute (TCP_USER_TIMEOUT).
+/// Dials TCP with the options that a proxy wants: no delay, keepalive, a mark if asked for, and on Linux also little
+/// that waits to be sent (TCP_NOTSENT_LOWAT), and an end when the peer acknowledges nothing for a minute
+/// (TCP_USER_TIMEOUT).
 ///
 /// When all local ports are in use or in TIME_WAIT, one in TIME_WAIT is used again (Linux).
 #[derive(Clone, Debug, Default)]
@@ -49,8 +51,8 @@ impl TcpDialer {
         Self::default()
     }
 
-    /// Marks each socket (SO_MARK), so that capture rules can tell the proxy's own connections and leave them alone. Linux
-    /// only, and needs CAP_NET_ADMIN; elsewhere dialling fails.
+    /// Marks each socket (SO_MARK), so that capture rules can tell the proxy's own connections and leave them alone.
+    /// Linux only, and needs CAP_NET_ADMIN; elsewhere dialing fails.
     pub fn with_mark(mut self, mark: u32) -> Self {
         self.mark = Some(mark);
         self
@@ -151,15 +153,16 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
     bind(address, false).map_err(|e| not_listening(address, e))
 }
 
-/// Listens on an address with a socket for each worker, in order; see [`accept_across`]. On Linux the system spreads the
-/// connections over them evenly; elsewhere whichever worker is first takes one.
+/// Listens on an address with a socket for each worker, in order; see [`accept_across`]. On Linux the system spreads
+/// the connections over them evenly; elsewhere whichever worker is first takes one.
 ///
 /// # Errors
 ///
 /// As [`listen`]; also where another process listens there.
 pub fn listen_on_each(address: SocketAddr, workers: &WorkerSet) -> Result<Vec<TcpListener>> {
     let open = || -> io::Result<Vec<TcpListener>> {
-        // Sharing a port is for this process alone: without this, a second one would silently get half of all connections.
+        // Sharing a port is for this process alone: without this, a second one would silently get half of all
+        // connections.
         let first = bind(address, false)?;
         let address = first.local_addr()?;
         #[cfg(target_os = "linux")]
@@ -199,12 +202,13 @@ fn not_listening(address: SocketAddr, e: io::Error) -> Error {
     Error::new(ErrorKind::Local, Layer::Config, Side::Local, format!("listening on {address}")).with_source(e)
 }
 
-/// Accepts connections until the drain starts, and gives each to `serve` in a task of its own with a watch on the drain. Returns
-/// when all of them have ended.
+/// Accepts connections until the drain starts, and gives each to `serve` in a task of its own with a watch on the
+/// drain. Returns when all of them have ended.
 ///
-/// Each connection is waited for and counted in the drain's [`Report`](crate::drain::Report), whether or not `serve` keeps its watch.
-/// When the drain's time is over, those that have not ended by themselves a tenth of a second later are dropped: an application
-/// that is [served by `Outbound`](super::Outbound::serve) then sees its connection fail, while a bare stream just ends.
+/// Each connection is waited for and counted in the drain's [`Report`](crate::drain::Report), whether or not `serve`
+/// keeps its watch. When the drain's time is over, those that have not ended by themselves a tenth of a second later
+/// are dropped: an application that is [served by `Outbound`](super::Outbound::serve) then sees its connection fail,
+/// while a bare stream just ends.
 pub async fn accept_each<F, S>(listener: TcpListener, drain: Watch, serve: F)
 where
     F: Fn(TcpStream, SocketAddr, Watch) -> S,
@@ -216,12 +220,12 @@ where
     .await;
 }
 
-/// [`accept_each`], with each connection served by one of several workers, whose number `serve` is told.
+/// [`accept_each`], with each connection served by one of several workers, whose number `serve` gets.
 ///
-/// With `home`, this runs on that worker with one of the listeners of [`listen_on_each`], and serves what comes: the way for
-/// connections that are many. Without, it runs anywhere, and the worker that has the fewest of this listener's from the same
-/// address, and of those the one that has the fewest in all, gets the next one: the way for those that are few and live long. In
-/// both cases another worker gets it that has a lighter load, if there is one.
+/// With `home`, this runs on that worker with one of the listeners of [`listen_on_each`], and serves what comes: the
+/// way for connections that are many. Without, it runs anywhere, and the worker that has the fewest of this listener's
+/// from the same address, and of those the one that has the fewest in all, gets the next one: the way for those that
+/// are few and live long. In both cases another worker gets it that has a lighter load, if there is one.
 ///
 /// # Panics
 ///

@@ -18,21 +18,21 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
 use crate::io::{Load, LoadMeter, Sample, Scheduler, Threads};
 
-/// After so many tasks a thread looks for events, 61 by default. That is long behind tasks that move much, though less than a
-/// bulk turn.
+/// After so many tasks a thread looks for events, 61 by default. That is long behind tasks that move much, though less
+/// than a bulk turn.
 const EVENT_INTERVAL: u32 = 16;
 
 /// Threads that share no work: what is spawned on one of them stays there.
 ///
 /// A connection and the tunnels through it are tasks that wake each other for every few bytes. On one thread that costs
-/// next to nothing, and what all of them have to say meanwhile leaves in one piece; across threads it is a system call and a
-/// cold cache each time. So give each connection with its tunnels to one of the threads, and each thread a
-/// [`Pool`](crate::pool::Pool) of its own. A connection then never uses more than one core, and with so many pools there are
-/// so many connections to each peer that is busy.
+/// next to nothing, and what all of them have to say meanwhile leaves in one piece; across threads it is a system call
+/// and a cold cache each time. So give each connection with its tunnels to one of the threads, and each thread a
+/// [`Pool`](crate::pool::Pool) of its own. A connection then never uses more than one core, and with so many pools
+/// there are so many connections to each peer that is busy.
 ///
 /// Their [`Scheduler`] is for everything that runs on them: hand it over with
-/// [`Config::with_scheduler`](crate::Config::with_scheduler). Without it small messages wait behind bulk on the same thread, and
-/// new connections don't keep away from it.
+/// [`Config::with_scheduler`](crate::Config::with_scheduler). Without it small messages wait behind bulk on the same
+/// thread, and new connections don't keep away from it.
 ///
 /// Dropping it stops the threads, and with them whatever is still running there.
 #[derive(Debug)]
@@ -131,8 +131,8 @@ impl WorkerSet {
 
 /// How many of a listener's connections each worker has.
 ///
-/// A peer with several connections spreads its traffic over them, or keeps bulk apart on one. That is in vain where all of them
-/// are on one worker, however evenly connections are spread over the workers in all.
+/// A peer with several connections spreads its traffic over them, or keeps bulk apart on one. That is futile where all
+/// of them are on one worker, however evenly connections are spread over the workers in all.
 #[derive(Debug)]
 pub(super) struct Placement {
     counts: Arc<Mutex<Counts>>,

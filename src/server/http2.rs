@@ -21,8 +21,8 @@ use crate::refusal::{Refusal, RefusalReason};
 
 use super::incoming::{Incoming, refuse};
 
-/// The server's end of one connection. It moves frames only while [`Server::accept`] is being awaited, so keep awaiting it
-/// until it returns `None`, and serve the tunnels elsewhere. Dropping it breaks the connection.
+/// The server's end of one connection. It moves frames only while [`Server::accept`] is being awaited, so keep awaiting
+/// it until it returns `None`, and serve the tunnels elsewhere. Dropping it breaks the connection.
 pub struct Server<IO> {
     connection: h2::server::Connection<Transport<IO>, Frame>,
     batch: WriteBatch<IO>,
@@ -36,7 +36,8 @@ pub struct Server<IO> {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Timeout`] when no preface comes, [`ErrorKind::Protocol`] when something else does, [`ErrorKind::Closed`].
+/// [`ErrorKind::Timeout`] when no preface comes, [`ErrorKind::Protocol`] when something else does,
+/// [`ErrorKind::Closed`].
 pub async fn handshake<IO>(io: IO) -> Result<Server<IO>>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,

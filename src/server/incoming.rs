@@ -18,10 +18,11 @@ use crate::observe::{Event, Limit, LimitReached, TunnelId, notify};
 use crate::refusal::Refusal;
 use crate::tunnel::{ResetReason, TunnelStream};
 
-/// A CONNECT with a valid authority, waiting for its answer: [`accept`](Incoming::accept) or [`reject`](Incoming::reject).
+/// A CONNECT with a valid authority, waiting for its answer: [`accept`](Incoming::accept) or
+/// [`reject`](Incoming::reject).
 ///
-/// Connect to the target first and accept then: the 200 promises that the far side is there. Dropping it unanswered resets
-/// it with REFUSED_STREAM, which tells the peer that it may try again.
+/// Connect to the target first and accept then: the 200 promises that the far side is there. Dropping it unanswered
+/// resets it with REFUSED_STREAM, which tells the peer that it may try again.
 pub struct Incoming {
     authority: Authority,
     metadata: Box<Received>,
@@ -56,22 +57,24 @@ impl Incoming {
         self.metadata.get()
     }
 
-    /// Who the peer has proved to be. `None` where the connection runs over a byte stream that knows of none.
+    /// Who the peer has proved to be. `None` where the connection runs over a byte stream without one.
     pub fn peer_identity(&self) -> Option<&SpiffeId> {
         self.shared.peer()
     }
 
-    /// The address that the connection came from, where its byte stream has one. It may be that of a gateway on the way.
+    /// The address that the connection came from, where its byte stream has one. It may be that of a gateway on the
+    /// way.
     pub fn peer_address(&self) -> Option<SocketAddr> {
         self.shared.address()
     }
 
-    /// What events and the registry of connections call the tunnel.
+    /// The tunnel's id in events and in the registry of connections.
     pub fn id(&self) -> TunnelId {
         TunnelId { connection: self.shared.id(), stream: self.stream }
     }
 
-    /// Waits until the peer has given the request up, or the connection is gone: there is nobody left to answer. Cancel safe.
+    /// Waits until the peer has given up the request, or the connection is gone: there is nobody left to answer. Cancel
+    /// safe.
     pub async fn cancelled(&mut self) {
         poll_fn(|cx| match &mut self.parts {
             // An error, too, means that the stream is gone.

@@ -55,8 +55,8 @@ async fn any_success_opens_the_tunnel(#[values(200, 201, 202, 203, 204, 205, 206
     assert_eq!(got, b"hello");
 }
 
-/// The server has sent its END_STREAM and then resets the stream: with NO_ERROR it only wants to hear no more (RFC 9113,
-/// section 8.1), which other servers do for each tunnel that they finish first.
+/// The server has sent its END_STREAM and then resets the stream: with NO_ERROR it only wants to hear no more (RFC
+/// 9113, section 8.1), which other servers do for each tunnel that they finish first.
 #[rstest]
 #[case::no_error(h2::Reason::NO_ERROR, true)]
 #[case::cancel(h2::Reason::CANCEL, false)]

@@ -1,5 +1,6 @@
-//! `content-length` on a CONNECT and on its 200. RFC 9110, section 9.3.6, has both sides ignore it. h2 0.4 counts the tunnel's
-//! bytes against it and can't be told not to: these tests hold what that costs, and fail once h2 lets us do better.
+//! `content-length` on a CONNECT and on its 200. RFC 9110, section 9.3.6, has both sides ignore it. h2 0.4 counts the
+//! tunnel's bytes against it and can't be told not to: these tests hold what that costs, and fail once h2 lets us do
+//! better.
 
 use rstest::rstest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};

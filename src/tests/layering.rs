@@ -1,5 +1,5 @@
-//! The layer rule: a module imports only from those ranked before it, so that no imports go round in a circle. And who may
-//! touch sockets, clock and tasks.
+//! The layer rule: a module imports only from those ranked before it, so that no imports go round in a circle. And who
+//! may touch sockets, clock and tasks.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -7,8 +7,8 @@ use std::path::Path;
 
 use super::rust_source::{Import, code, imports, without_tests};
 
-/// The modules of each layer, ranked: one imports from the layers before its own, and from those before it in its own. Those of
-/// later plans may be missing from the source.
+/// The modules of each layer, ranked: one imports from the layers before its own, and from those before it in its own.
+/// Those of later plans may be missing from the source.
 const LAYERS: &[&[&str]] = &[
     &[
         "authority",

@@ -239,8 +239,8 @@ async fn a_burst_of_connects_given_up_costs_no_other_tunnel(#[values(1, 2)] dept
     let (client, mut incoming) = World::new(Config::new()).connect(Carrier::Pipe, depth).await;
     let (mut witness, mut witness_end) = tunnel(&client, &mut incoming).await;
     for _ in 0..20 {
-        // As many as there is room for, and on the wire as one piece: the server has not looked at the first of them when
-        // the last is cancelled.
+        // As many as there is room for, and on the wire as one piece: the server has not looked at the first of them
+        // when the last is cancelled.
         let (authority, metadata) = (authority(), metadata());
         let mut connects: Vec<_> = (0..99).map(|_| task::spawn(client.connect(&authority, &metadata))).collect();
         for connect in &mut connects {
@@ -296,7 +296,8 @@ async fn a_server_that_was_busy_while_many_connects_were_given_up_keeps_the_conn
     let mut server = serving.await.unwrap().unwrap();
     peer.connect(1, "server:80").await;
     let mut witness = server.accept().await.unwrap().unwrap().accept(&metadata()).unwrap();
-    // Nobody polls the server now; its client opens and cancels as many as it may have at a time, and then as many again.
+    // Nobody polls the server now; its client opens and cancels as many as it may have at a time, and then as many
+    // again.
     for stream in 0..198 {
         peer.connect(3 + 2 * stream, "server:80").await;
         peer.send(raw::RST_STREAM, 0, 3 + 2 * stream, &8u32.to_be_bytes()).await;

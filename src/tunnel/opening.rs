@@ -102,7 +102,7 @@ impl Opening {
     }
 }
 
-/// How far a tunnel has come, for somebody who does not read it.
+/// How far a tunnel has come, for a task that does not read it.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     stage: AtomicU8,

@@ -155,7 +155,8 @@ impl TunnelRecv {
                     return Poll::Ready(Ok(data));
                 }
                 None => {
-                    // HTTP/2 has trailers, and a tunnel has none: what they end may have been cut (RFC 9113, section 8.5).
+                    // HTTP/2 has trailers, and a tunnel has none: what they end may have been cut (RFC 9113, section
+                    // 8.5).
                     return Poll::Ready(match ready!(stream.poll_trailers(cx)) {
                         Ok(None) => Ok(self.end()),
                         Ok(Some(_)) => {

@@ -1,18 +1,18 @@
 //! Who moves bytes next, where bulk and small messages share threads.
 //!
-//! *What is measured*: turns, which are the bytes that a task moves each time it is polled. A turn of 128 KiB or more is a bulk
-//! turn; one of less than 16 KiB is a small turn, unless its task has moved bulk a moment ago. Over a tenth of a second, bytes
-//! and time add up to the [`Load`] of a connection or a thread. *What is decided*: after a bulk turn the runtime looks for
-//! events before that task goes on, and while there are small turns on any of the threads, the thread offers its core to the
-//! others. New tunnels and connections go where the load is light: the pool and the workers ask for that. *Why it pays*: the
-//! tasks of a bulk transfer wake each other, so the runtime never runs out of tasks and looks for events only after many turns
-//! of a tenth of a millisecond each; and where such threads outnumber the cores, the system lets each go on for milliseconds.
-//! A small message passes through several threads on its way and would wait at each. Without small turns, giving up the core
-//! would cost a tenth of the bulk for nothing. `bench-mesh` tells: p99 of `rate-busy` against that of `rate`, beside the rate
-//! of `bulk-down`.
+//! *What is measured*: turns, which are the bytes that a task moves each time it is polled. A turn of 128 KiB or more
+//! is a bulk turn; one of less than 16 KiB is a small turn, unless its task has moved bulk a moment ago. Over a tenth
+//! of a second, bytes and time add up to the [`Load`] of a connection or a thread. *What is decided*: after a bulk turn
+//! the runtime looks for events before that task goes on, and while there are small turns on any of the threads, the
+//! thread offers its core to the others. New tunnels and connections go where the load is light: the pool and the
+//! workers ask for that. *Why it pays*: the tasks of a bulk transfer wake each other, so the runtime never runs out of
+//! tasks and looks for events only after many turns of a tenth of a millisecond each; and where such threads outnumber
+//! the cores, the system lets each go on for milliseconds. A small message passes through several threads on its way
+//! and would wait at each. Without small turns, giving up the core would cost a tenth of the bulk for nothing.
+//! `bench-mesh` tells: p99 of `rate-busy` against that of `rate`, beside the rate of `bulk-down`.
 //!
-//! What one poll may move at most is a [`Budget`]. That holds everywhere; all the rest is off until a [`Scheduler`] is handed
-//! over.
+//! What one poll may move at most is a [`Budget`]. That holds everywhere; all the rest is off until a [`Scheduler`] is
+//! handed over.
 
 mod budget;
 mod load;
@@ -40,8 +40,8 @@ const EXPECTED: Duration = Duration::from_millis(100);
 /// Keeps small messages fast beside bulk transfers on the same threads. Clones are the same scheduler.
 ///
 /// The default is off: tasks are left to their runtime. One that is on belongs to [`Workers`], whose threads it knows;
-/// [`Config::with_scheduler`](crate::Config::with_scheduler) hands it to all connections of a config and to their tunnels'
-/// relays. Tasks that run on other threads may have it as well, but their bulk counts for no worker.
+/// [`Config::with_scheduler`](crate::Config::with_scheduler) hands it to all connections of a config and to their
+/// tunnels' relays. Tasks that run on other threads may have it as well, but their bulk counts for no worker.
 ///
 #[cfg_attr(feature = "proxy", doc = "[`Workers`]: crate::proxy::Workers")]
 #[cfg_attr(not(feature = "proxy"), doc = "[`Workers`]: crate#features")]
@@ -153,7 +153,8 @@ impl Turns {
     }
 }
 
-/// The small turns of all tasks, as a task that moves bulk sees them. It alone looks at the clock: small turns are many.
+/// The small turns of all tasks, as a task that moves bulk sees them. It alone looks at the clock: small turns are
+/// many.
 #[derive(Debug, Default)]
 struct SmallTurns {
     seen: u64,

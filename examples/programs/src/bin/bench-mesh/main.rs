@@ -148,7 +148,8 @@ async fn run(args: &Args, time: Duration) -> Result<bool, Failure> {
     Ok(results.failed == 0)
 }
 
-/// Runs a load, and again if the machine was not quiet. The figures are those of the quietest run; failures of all of them count.
+/// Runs a load, and again if the machine was not quiet. The figures are those of the quietest run; failures of all of
+/// them count.
 async fn quietest(
     args: &Args,
     load: Load,

@@ -1,4 +1,5 @@
-//! What runs in processes of its own beside the proxies: the application, and the relays that the proxies are compared to.
+//! What runs in processes of its own beside the proxies: the application, and the relays that the proxies are compared
+//! to.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
