@@ -1,4 +1,4 @@
-//! Each target over its seeds, and whether the list of targets is one list everywhere.
+//! Runs each target over its corpus, and compares the lists of targets.
 
 use std::collections::BTreeSet;
 use std::fs;

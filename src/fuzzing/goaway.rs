@@ -1,4 +1,4 @@
-//! The scanner for GOAWAY against what h2 reads in the same bytes.
+//! Compares the GOAWAY scanner to what h2 reads in the same bytes.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::script::{self, Step};
 use crate::conn::GoAwayScanner;
 
-/// What h2 reads from: it never ends, and what is written to it is gone.
+/// The transport under h2: reads what it is fed, never ends, and discards writes.
 #[derive(Clone, Debug, Default)]
 struct Feed(Arc<Mutex<VecDeque<u8>>>);
 
@@ -49,8 +49,8 @@ impl AsyncWrite for Feed {
     }
 }
 
-/// After each piece of the input: for as long as h2 finds no fault with the bytes, it knows of a GOAWAY, and of its
-/// code, exactly when the scanner has found one.
+/// After each piece of the input, h2 and the scanner agree on whether there was a GOAWAY and on its code, until h2
+/// rejects the bytes.
 pub fn goaway(data: &[u8]) {
     let mut cx = Context::from_waker(Waker::noop());
     let feed = Feed::default();
@@ -70,7 +70,7 @@ pub fn goaway(data: &[u8]) {
             assert_eq!(after_preface.scan(&piece), code);
             found = code.or(found);
             feed.bytes().extend(piece);
-            // Until it wants more. It may stop for a moment on its own.
+            // A poll may return before all input is read.
             while !feed.bytes().is_empty() {
                 if Pin::new(&mut connection).poll(&mut cx).is_ready() {
                     return;

@@ -1,4 +1,4 @@
-//! Headers of a CONNECT and its answer. The input's lines are the lines of the header.
+//! Headers of a CONNECT and its response. Each line of the input is one value of the header.
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
@@ -7,7 +7,7 @@ use crate::metadata::{
 };
 
 fn lines<'a>(name: &'a HeaderName, data: &'a [u8]) -> impl Iterator<Item = (HeaderName, HeaderValue)> + 'a {
-    // More lines than a connection lets through say nothing new.
+    // HTTP/2's limit on header lists allows fewer.
     let lines = data.split(|byte| *byte == b'\n').take(100);
     lines.filter_map(|line| Some((name.clone(), HeaderValue::from_bytes(line).ok()?)))
 }
@@ -18,7 +18,7 @@ fn written(metadata: &Metadata) -> HeaderMap {
     headers
 }
 
-/// Reads a header. What is written of it is read as the same, and writes itself.
+/// Parses a header. Writing it and parsing it again changes nothing.
 fn read(name: &HeaderName, data: &[u8]) -> Metadata {
     let metadata = Metadata::from_headers(&lines(name, data).collect());
     let headers = written(&metadata);
@@ -30,7 +30,7 @@ fn read(name: &HeaderName, data: &[u8]) -> Metadata {
 
 /// `baggage`.
 pub fn baggage(data: &[u8]) {
-    // A control character of one byte is written as nine: more than this may not fit.
+    // One byte may be written as nine, and what does not fit in 8192 is left out.
     if data.len() > 8192 / 9 {
         return;
     }
@@ -78,7 +78,7 @@ pub fn backend_tokens(data: &[u8]) {
     }
 }
 
-/// `proxy-status`: what is read of a refusal is passed on as it is, whoever stood in the header before.
+/// `proxy-status`: a parsed refusal, appended to the header that it was parsed from, parses to the same refusal.
 pub fn proxy_status(data: &[u8]) {
     let mut headers: HeaderMap = lines(&PROXY_STATUS, data).collect();
     let refusal = status::decode(StatusCode::BAD_GATEWAY, &headers);

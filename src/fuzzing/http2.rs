@@ -1,4 +1,4 @@
-//! One end of an HTTP/2 connection with a peer that does what a script says. TLS is over by then.
+//! One end of an HTTP/2 connection, without TLS, against a scripted peer.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::frames::{
     self, ACK, DATA, END_STREAM, Frame, HEADERS, INITIAL_WINDOW_SIZE, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
 };
-use super::ours::{Moved, drive, explains_itself, pattern};
+use super::local::{Transfer, check_error, drive, pattern};
 use super::peer::{Setup, Transcript, play, run};
 use super::script::{Act, Step};
 use crate::client::{self, Client};
@@ -19,19 +19,19 @@ use crate::metadata::Metadata;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::server::{self, Incoming};
 
-/// A window as it is before anybody says otherwise (RFC 9113, section 6.9.2).
+/// The initial size of a window (RFC 9113, section 6.9.2).
 const WINDOW: u64 = 65_535;
 
-/// More than a connection's timeouts.
+/// Longer than any timeout of a connection.
 const LONG: Duration = Duration::from_secs(300);
 
-/// The server's end: four bytes of setup, then the client's script. Its preface goes before it, unless the first byte's highest
-/// bit is set.
+/// A server. The input is four bytes of setup and the client's script, which the preface precedes unless the highest
+/// bit of the first byte is set.
 pub fn http2_server(data: &[u8]) {
     run(async { drop(server_session(data).await) });
 }
 
-pub(super) async fn server_session(data: &[u8]) -> Vec<Moved> {
+pub(super) async fn server_session(data: &[u8]) -> Vec<Transfer> {
     let (setup, mut steps) = Setup::read(data);
     if setup.has_preface() {
         steps.insert(0, Step::Bytes(PREFACE.to_vec()));
@@ -52,11 +52,11 @@ pub(super) async fn server_session(data: &[u8]) -> Vec<Moved> {
     moved
 }
 
-async fn serve(setup: Setup, io: DuplexStream, mut acts: mpsc::UnboundedReceiver<(u8, Act)>) -> Vec<Moved> {
+async fn serve(setup: Setup, io: DuplexStream, mut acts: mpsc::UnboundedReceiver<(u8, Act)>) -> Vec<Transfer> {
     let mut server = match server::Builder::new().with_config(setup.config()).handshake(io).await {
         Ok(server) => server,
         Err(error) => {
-            explains_itself(&error);
+            check_error(&error);
             return Vec::new();
         }
     };
@@ -67,12 +67,12 @@ async fn serve(setup: Setup, io: DuplexStream, mut acts: mpsc::UnboundedReceiver
             biased;
             incoming = server.accept() => match incoming {
                 Some(Ok(incoming)) => waiting.push_back(incoming),
-                Some(Err(error)) => explains_itself(&error),
+                Some(Err(error)) => check_error(&error),
                 None => break,
             },
             act = acts.recv(), if !acts.is_closed() || !acts.is_empty() => match act {
                 Some((_, act @ (Act::Open | Act::OpenEarly))) => wanted.push_back(act),
-                Some((tunnel, act)) => tunnels.tell(tunnel, act),
+                Some((tunnel, act)) => tunnels.act(tunnel, act),
                 None => tunnels.acts.clear(),
             },
         }
@@ -95,16 +95,16 @@ fn refuse(incoming: Incoming, tunnels: &mut Tunnels) {
     incoming.reject(&Refusal::new(RefusalReason::Denied).with_details("by the script"));
 }
 
-/// Those that were opened, and by which way they are told what to do.
+/// Open tunnels, and the channels that control them.
 #[derive(Default)]
 struct Tunnels {
     acts: Vec<mpsc::UnboundedSender<Act>>,
-    tasks: JoinSet<Option<Moved>>,
+    tasks: JoinSet<Option<Transfer>>,
     count: usize,
 }
 
 impl Tunnels {
-    fn tell(&self, tunnel: u8, act: Act) {
+    fn act(&self, tunnel: u8, act: Act) {
         if let Some(n) = usize::from(tunnel).checked_rem(self.acts.len()) {
             let _ = self.acts[n].send(act);
         }
@@ -123,7 +123,7 @@ impl Tunnels {
         let acts = self.listen(for_itself);
         match incoming.accept(&Metadata::default()) {
             Ok(tunnel) => drop(self.tasks.spawn(async { Some(drive(tunnel, false, acts).await) })),
-            Err(error) => explains_itself(&error),
+            Err(error) => check_error(&error),
         }
     }
 
@@ -134,15 +134,15 @@ impl Tunnels {
             match client.connect_early(&authority, &Metadata::default()).await {
                 Ok(tunnel) => Some(drive(tunnel, early, acts).await),
                 Err(error) => {
-                    explains_itself(&error);
+                    check_error(&error);
                     None
                 }
             }
         });
     }
 
-    /// Nobody asks for anything more.
-    async fn finish(mut self) -> Vec<Moved> {
+    /// Closes the channels and waits for the tunnels.
+    async fn finish(mut self) -> Vec<Transfer> {
         self.acts.clear();
         let mut moved = Vec::new();
         while let Some(tunnel) = self.tasks.join_next().await {
@@ -152,12 +152,12 @@ impl Tunnels {
     }
 }
 
-/// The client's end: four bytes of setup, then the server's script.
+/// A client. The input is four bytes of setup and the server's script.
 pub fn http2_client(data: &[u8]) {
     run(async { drop(client_session(data).await) });
 }
 
-pub(super) async fn client_session(data: &[u8]) -> Vec<Moved> {
+pub(super) async fn client_session(data: &[u8]) -> Vec<Transfer> {
     let (setup, steps) = Setup::read(data);
     let (near, far) = setup.pipe();
     let (acts, wanted) = mpsc::unbounded_channel();
@@ -169,12 +169,12 @@ pub(super) async fn client_session(data: &[u8]) -> Vec<Moved> {
     (0..setup.opens).for_each(|n| tunnels.open(&client, n == 1));
     let peer = tokio::spawn(play(far, (setup, steps), acts, is_over, transcript.clone()));
     let moved = connect(&client, tunnels, wanted).await;
-    // Those that were finished may be waiting for the peer's end.
+    // Finished tunnels count until the peer has ended them too, or the linger timeout is over.
     sleep(LONG).await;
     assert_eq!(client.capacity().open, 0, "no tunnel counts that is gone");
     drop(client);
     if let Err(error) = driver.await.expect("the driver") {
-        explains_itself(&error);
+        check_error(&error);
     }
     over.send_replace(true);
     peer.await.expect("the peer");
@@ -184,20 +184,20 @@ pub(super) async fn client_session(data: &[u8]) -> Vec<Moved> {
     moved
 }
 
-async fn connect(client: &Client, mut tunnels: Tunnels, mut acts: mpsc::UnboundedReceiver<(u8, Act)>) -> Vec<Moved> {
+async fn connect(client: &Client, mut tunnels: Tunnels, mut acts: mpsc::UnboundedReceiver<(u8, Act)>) -> Vec<Transfer> {
     while let Some((tunnel, act)) = acts.recv().await {
         match act {
             Act::Open => tunnels.open(client, false),
             Act::OpenEarly => tunnels.open(client, true),
-            act => tunnels.tell(tunnel, act),
+            act => tunnels.act(tunnel, act),
         }
     }
     tunnels.finish().await
 }
 
-/// What the peer has sent is what the tunnels received, each its own, and the other way round; and no more left than the
-/// peer's windows allow, nothing after the end.
-fn check(peer: &[Frame], ours: &[Frame], moved: &[Moved]) {
+/// Each tunnel received a prefix of what the peer sent on its stream, and sent its own pattern: within the peer's
+/// windows, and nothing after the end of the stream.
+fn check(peer: &[Frame], ours: &[Frame], moved: &[Transfer]) {
     let (mut sent, mut granted, mut initial) = (HashMap::<u32, Vec<u8>>::new(), HashMap::<u32, u64>::new(), WINDOW);
     for frame in peer {
         match frame.kind {

@@ -1,4 +1,4 @@
-//! A mesh that changes, against one that is made at once.
+//! Compares `mesh::Store` after each batch to a snapshot built from scratch.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::policy::{Action, Policy, PolicyName, Scope};
 
 type Input<'a, 'b> = &'b mut Unstructured<'a>;
 
-/// Batches of resources that come and go, in a small world in which much collides.
+/// Batches of upserts and removals, of few names and addresses so that many collide.
 pub fn mesh_store(data: &[u8]) {
     let mut u = Unstructured::new(data);
     let mut batches = Vec::new();
@@ -24,7 +24,7 @@ pub fn mesh_store(data: &[u8]) {
     changes(batches);
 }
 
-/// Resources, and whether each comes or goes.
+/// Resources, each with whether it is upserted or removed.
 fn batch(u: Input<'_, '_>) -> arbitrary::Result<Vec<(bool, Resource)>> {
     let count = 1 + u8::arbitrary(u)? % 5;
     (0..count).map(|_| Ok((u8::arbitrary(u)? % 4 != 0, resource(u)?))).collect()
@@ -79,7 +79,7 @@ fn service(u: Input<'_, '_>) -> arbitrary::Result<Service> {
     Ok(service)
 }
 
-/// A snapshot of the same resources that has never been another one.
+/// A snapshot built from scratch of the same resources.
 fn rebuilt(mesh: &Snapshot) -> Snapshot {
     Snapshot::new(
         mesh.workloads().map(|workload| (**workload).clone()),
@@ -89,8 +89,8 @@ fn rebuilt(mesh: &Snapshot) -> Snapshot {
     .expect("resources that stand in one mesh already")
 }
 
-/// Whatever comes and goes, the mesh is as if it had been made at once of what it has; nothing waits without a reason;
-/// everything that was sent last is there, waits or has no name; and no snapshot ever changes.
+/// After each batch the mesh equals one built from scratch of the same resources, and the last version of each resource
+/// is in it, or waits for an address, or has no name. Snapshots never change.
 pub(crate) fn changes(batches: Vec<Vec<(bool, Resource)>>) {
     let by_name = |mesh: &Snapshot| mesh.resources().map(|r| (r.name(), r)).collect::<HashMap<_, _>>();
     let mut store = Store::new();

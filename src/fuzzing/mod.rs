@@ -1,9 +1,8 @@
-//! What the fuzz targets in `fuzz/` do with their input. Compiled for fuzzing and for tests only, and no part of the
-//! API.
+//! The bodies of the fuzz targets in `fuzz/`. Compiled for fuzzing and tests only; not part of the API.
 //!
-//! A target is a function of bytes that panics where something is wrong. It has no clock, threads or randomness of its
-//! own, so that an input does the same each time: what has to run, runs on one thread with the clock paused.
-//! `corpus.rs` runs each target over its seeds on stable.
+//! A target is a function of bytes that panics on a fault. It must be deterministic: no clock, no threads, no
+//! randomness. Asynchronous targets run on a current-thread runtime with a paused clock. `corpus.rs` runs each target
+//! over its corpus on stable.
 
 #[cfg(test)]
 mod corpus;
@@ -11,9 +10,9 @@ pub(crate) mod frames;
 mod goaway;
 mod headers;
 mod http2;
+mod local;
 pub(crate) mod mesh_store;
 mod nested_path;
-mod ours;
 mod peer;
 mod policy;
 mod script;
@@ -34,10 +33,10 @@ pub use policy::policies;
 pub(crate) use script::{Act, Step};
 pub use text::{authority, mesh_file, spiffe_id};
 
-/// What is done with an input.
+/// The body of a target.
 pub type Target = fn(&[u8]);
 
-/// All targets by the name of their program in `fuzz/fuzz_targets`.
+/// All targets, named as in `fuzz/fuzz_targets`.
 pub const TARGETS: &[(&str, Target)] = &[
     ("authority", authority),
     ("backend_tokens", backend_tokens),

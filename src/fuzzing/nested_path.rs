@@ -1,4 +1,4 @@
-//! A whole path of nested connections, with hostile bytes at one of its hops.
+//! A path of nested connections with a hostile peer at one hop.
 
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::frames::PREFACE;
-use super::ours::explains_itself;
+use super::local::check_error;
 use super::peer::{Setup, Transcript, play, run};
 use super::script::Step;
 use crate::authority::Authority;
@@ -24,28 +24,28 @@ use crate::testing::Ca;
 use crate::tls::{Acceptor, Connector, Credentials};
 use crate::{nested, server};
 
-/// Longer than a healthy connection takes for a tunnel, whatever goes on next to it.
+/// Longer than a tunnel on a healthy connection takes.
 const LONG: Duration = Duration::from_secs(600);
 
-/// Where the bytes are, and what they are to be.
+/// What happens where.
 #[derive(Clone, Debug)]
 struct Plan {
     depth: usize,
-    /// The hop with hostile bytes.
+    /// The hop with the hostile peer.
     hop: usize,
-    /// They come from the client.
+    /// The hostile peer is the client.
     client: bool,
-    /// They stand in place of TLS, not inside of it.
+    /// The script replaces TLS instead of running inside it.
     raw: bool,
     setup: Setup,
     steps: Vec<Step>,
-    /// This side is done.
+    /// Turns true when the legitimate ends are done.
     over: watch::Receiver<bool>,
-    /// Held by each task.
+    /// Each task holds a clone, so that the receiver ends with the last task.
     alive: mpsc::Sender<()>,
 }
 
-/// Credentials are made once in a process: their signatures are random.
+/// Issued once per process: keys are random, and expensive.
 static CREDENTIALS: LazyLock<[Arc<Credentials>; 2]> = LazyLock::new(|| {
     let ca = Ca::new();
     [client_id(), server_id()].map(|id| Arc::new(ca.issue(&id)))
@@ -63,11 +63,10 @@ fn authority(name: &str) -> Authority {
     Authority::name(name, 80).expect("a name")
 }
 
-/// Three bytes say how deep the path is, which hop has the hostile bytes, and whose they are; then as for the HTTP/2
-/// targets.
+/// The input is one byte each for the depth, the hostile hop and the kind of attack, then setup and script as for the
+/// HTTP/2 targets.
 ///
-/// Each end of the path comes to an end, errors name the hop, and the connection below the hop goes on as if nothing
-/// were.
+/// All tasks end, errors name the hop, and the connection that carries the hostile hop still carries other tunnels.
 pub fn nested_path(data: &[u8]) {
     let Some(([depth, hop, whose], rest)) = data.split_first_chunk() else { return };
     let depth = 1 + usize::from(*depth) % 3;
@@ -94,7 +93,7 @@ fn connector() -> Connector {
     Connector::new(CREDENTIALS[0].clone(), Arc::default())
 }
 
-/// The near end of a path: a client for each hop that came to be.
+/// The near end of the path: a client for each hop that was reached.
 async fn dial(io: BoxStream, plan: Plan) -> Vec<Client> {
     let accept = AcceptedIdentities::from(server_id());
     let mut clients: Vec<Client> = Vec::new();
@@ -102,7 +101,7 @@ async fn dial(io: BoxStream, plan: Plan) -> Vec<Client> {
         attack(io, plan).await;
         return clients;
     }
-    let Ok(stream) = connector().connect(io, &accept).await.inspect_err(explains_itself) else { return clients };
+    let Ok(stream) = connector().connect(io, &accept).await.inspect_err(check_error) else { return clients };
     let builder =
         client::Builder::new().with_config(Arc::new(Config::new())).with_peer_identity(stream.peer_identity().clone());
     let (client, driver) = builder.handshake(stream).await.expect("a start");
@@ -123,14 +122,14 @@ async fn dial(io: BoxStream, plan: Plan) -> Vec<Client> {
                 clients.push(client);
             }
             Err(error) => {
-                explains_itself(&error);
+                check_error(&error);
                 let blamed = error.hop().expect("the hop that failed");
                 assert!(blamed == plan.hop || blamed == plan.hop + 1, "hop {} and not {blamed}: {error}", plan.hop);
                 return clients;
             }
         }
     }
-    // What the innermost peer makes of it is its own affair.
+    // Any outcome is fine: the innermost peer may be the hostile one.
     let innermost = &clients[plan.depth - 1];
     if let Ok(mut tunnel) = innermost.connect(&authority("any"), &Metadata::default()).await {
         let _ = timeout(LONG, async {
@@ -142,18 +141,18 @@ async fn dial(io: BoxStream, plan: Plan) -> Vec<Client> {
     clients
 }
 
-/// The driver runs on, and counts as alive.
+/// Spawns a driver, which holds `alive`.
 fn spawn(driver: impl Future<Output = Result<()>> + Send + 'static, plan: &Plan) {
     let alive = plan.alive.clone();
     tokio::spawn(async move {
         if let Err(error) = driver.await {
-            explains_itself(&error);
+            check_error(&error);
         }
         drop(alive);
     });
 }
 
-/// The hostile client's bytes.
+/// Attacks as a client.
 async fn attack(io: BoxStream, mut plan: Plan) {
     if plan.raw {
         script(io, plan).await;
@@ -163,12 +162,12 @@ async fn attack(io: BoxStream, mut plan: Plan) {
     }
 }
 
-/// Hostile bytes, until the script is over and the other end has had its time.
+/// Plays the script.
 async fn script(io: BoxStream, plan: Plan) {
     let (acts, _) = mpsc::unbounded_channel();
     let playing = play(io, (plan.setup, plan.steps), acts, plan.over, Transcript::default());
     if plan.client {
-        // It leaves before its connection is looked at.
+        // The connection below is checked only after this client is gone.
         let _ = timeout(LONG, playing).await;
     } else {
         playing.await;
@@ -176,7 +175,7 @@ async fn script(io: BoxStream, plan: Plan) {
     drop(plan.alive);
 }
 
-/// The far end of a path: each hop leads to the next one, and to an echo.
+/// The far end of the path: each hop leads to the next one and to an echo.
 fn serve(io: BoxStream, hop: usize, plan: Plan) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
         let hostile = !plan.client && plan.hop == hop;
@@ -185,15 +184,15 @@ fn serve(io: BoxStream, hop: usize, plan: Plan) -> Pin<Box<dyn Future<Output = (
         }
         let trusted = TrustDomains::new("cluster.local".parse().expect("a trust domain"));
         let acceptor = Acceptor::new(CREDENTIALS[1].clone(), trusted, Arc::default());
-        let Ok(stream) = acceptor.accept(io).await.inspect_err(explains_itself) else { return };
+        let Ok(stream) = acceptor.accept(io).await.inspect_err(check_error) else { return };
         if hostile {
             return script(Box::new(stream), plan).await;
         }
         let builder =
             server::Builder::new().with_config(plan.setup.config()).with_peer_identity(stream.peer_identity().clone());
-        let Ok(mut server) = builder.handshake(stream).await.inspect_err(explains_itself) else { return };
+        let Ok(mut server) = builder.handshake(stream).await.inspect_err(check_error) else { return };
         while let Some(incoming) = server.accept().await {
-            let Ok(incoming) = incoming.inspect_err(explains_itself) else { continue };
+            let Ok(incoming) = incoming.inspect_err(check_error) else { continue };
             let leads_on = *incoming.authority() == authority("next") && hop + 1 < plan.depth;
             let Ok(mut tunnel) = incoming.accept(&Metadata::default()) else { continue };
             if leads_on {
@@ -211,7 +210,7 @@ fn serve(io: BoxStream, hop: usize, plan: Plan) -> Pin<Box<dyn Future<Output = (
     })
 }
 
-/// A connection that carries hostile bytes in one of its tunnels carries others as well as ever.
+/// A connection with a hostile tunnel still carries other tunnels.
 async fn echoes(client: &Client) {
     let echo = async {
         let mut tunnel = client.connect(&authority("echo"), &Metadata::default()).await.expect("a tunnel");

@@ -1,4 +1,4 @@
-//! A peer that does what a script says.
+//! The scripted peer.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,58 +12,58 @@ use super::frames::{self, ACK, DATA, Frame, PING, PREFACE, SETTINGS, WINDOW_UPDA
 use super::script::{self, Act, Step};
 use crate::config::Config;
 
-/// More than all pauses and timeouts together. The clock is paused, so that nobody waits for it.
+/// Longer than all pauses and timeouts together. The clock is paused, so it passes at once.
 const FOREVER: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// For how long a peer that answers goes on doing so after its script.
+/// How long a responsive peer goes on after its script.
 const PATIENCE: Duration = Duration::from_secs(100);
 
 /// The bit of [`Setup::pipe`] that leaves a client's preface out.
 const NO_PREFACE: u8 = 0x80;
 
-/// Runs a target, which comes to an end.
+/// Runs a future on a paused clock, and panics if it never ends.
 pub(super) fn run(future: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(async { timeout(FOREVER, future).await.expect("an end") });
 }
 
-/// What stands before a script: one byte each.
+/// The settings of a session, one byte each, in front of its script.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Setup {
-    /// How much the connection takes before it is read.
+    /// The capacity of the pipe between the ends.
     pub(crate) pipe: u8,
-    /// This side's settings.
+    /// The [`Config`] of our end.
     pub(crate) config: u8,
-    /// What the peer does beside and after its script.
-    pub(crate) manners: u8,
+    /// What the peer does during and after its script.
+    pub(crate) conduct: u8,
     /// How many tunnels a client opens before the script begins.
     pub(crate) opens: u8,
 }
 
 impl Setup {
-    /// The setup and the script that bytes stand for.
+    /// Decodes setup and script.
     pub(super) fn read(data: &[u8]) -> (Self, Vec<Step>) {
-        let Some(([pipe, config, manners, opens], script)) = data.split_first_chunk() else {
+        let Some(([pipe, config, conduct, opens], script)) = data.split_first_chunk() else {
             return (Self::default(), Vec::new());
         };
-        (Self { pipe: *pipe, config: *config, manners: *manners, opens: *opens % 4 }, script::decode(script))
+        (Self { pipe: *pipe, config: *config, conduct: *conduct, opens: *opens % 4 }, script::decode(script))
     }
 
-    /// With a peer whose script begins at once.
+    /// Lets the client's script begin without the preface.
     #[cfg(test)]
     pub(crate) fn without_preface(self) -> Self {
         Self { pipe: self.pipe | NO_PREFACE, ..self }
     }
 
-    /// Whether a client's preface goes before the script.
+    /// Whether the client's preface precedes the script.
     pub(super) fn has_preface(self) -> bool {
         self.pipe & NO_PREFACE == 0
     }
 
-    /// The bytes of a setup and a script.
+    /// Encodes setup and script.
     #[cfg(test)]
     pub(crate) fn write(self, steps: &[Step]) -> Vec<u8> {
-        [&[self.pipe, self.config, self.manners, self.opens], &*script::encode(steps)].concat()
+        [&[self.pipe, self.config, self.conduct, self.opens], &*script::encode(steps)].concat()
     }
 
     pub(super) fn pipe(self) -> (DuplexStream, DuplexStream) {
@@ -82,23 +82,23 @@ impl Setup {
         })
     }
 
-    /// Whether the peer answers SETTINGS and PING and gives windows back, beside its script.
+    /// Whether the peer acknowledges SETTINGS and PING and returns window, beside its script.
     fn answers(self) -> bool {
-        self.manners & 4 != 0
+        self.conduct & 4 != 0
     }
 
     /// Whether the peer drops the connection after its script.
     fn breaks(self) -> bool {
-        self.manners & 3 == 2
+        self.conduct & 3 == 2
     }
 
-    /// Whether the peer says nothing more after its script, not even that this is the end.
+    /// Whether the peer leaves its side open after its script.
     fn falls_silent(self) -> bool {
-        self.manners & 3 == 3
+        self.conduct & 3 == 3
     }
 }
 
-/// What went over a connection, as the peer saw it.
+/// The bytes of a connection, as the peer saw them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Transcript(Arc<Mutex<Sides>>);
 
@@ -113,14 +113,14 @@ impl Transcript {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the peer has written, and what it has read.
+    /// What the peer wrote and what it read.
     pub(super) fn take(self) -> (Vec<u8>, Vec<u8>) {
         let sides = std::mem::take(&mut *self.lock());
         (sides.written, sides.read)
     }
 }
 
-/// A peer on its way.
+/// The writing half of the peer.
 #[derive(Debug)]
 pub(super) struct Peer<IO> {
     write: WriteHalf<IO>,
@@ -136,7 +136,7 @@ impl<IO: AsyncRead + AsyncWrite> Peer<IO> {
         self.write.write_all(bytes).await.is_ok() && self.write.flush().await.is_ok()
     }
 
-    /// Writes what the script says, until it says that this is the end or the connection fails.
+    /// Plays the script until its end or the connection's.
     async fn play(
         &mut self,
         steps: Vec<Step>,
@@ -173,7 +173,7 @@ impl<IO: AsyncRead + AsyncWrite> Peer<IO> {
         }
     }
 
-    /// Goes on as its manners are, until `over` says that this side is done.
+    /// Goes on after the script, until our end is `over`.
     async fn end(&mut self, over: &mut watch::Receiver<bool>, answers: &mut mpsc::UnboundedReceiver<Vec<u8>>) {
         if self.setup.answers() {
             let answering = timeout(PATIENCE, async {
@@ -191,8 +191,8 @@ impl<IO: AsyncRead + AsyncWrite> Peer<IO> {
     }
 }
 
-/// Plays a script on one end of a connection, and then reads until the other end is gone. What this side is to do
-/// meanwhile goes to `acts`. When this side is done, `over` says so.
+/// Plays a script on one end of a connection, then reads until the other end closes. Acts for our end go to `acts`;
+/// `over` turns true when our end is done.
 pub(super) async fn play<IO: AsyncRead + AsyncWrite>(
     io: IO,
     (setup, steps): (Setup, Vec<Step>),
@@ -234,7 +234,7 @@ pub(super) async fn play<IO: AsyncRead + AsyncWrite>(
     }
 }
 
-/// Answers the frames from `parsed` on as a peer has to; returns how many bytes these were.
+/// Answers the whole frames from `parsed` on, and returns their length.
 fn respond(read: &[u8], parsed: usize, answer: &mpsc::UnboundedSender<Vec<u8>>) -> usize {
     let after_preface = if read.starts_with(PREFACE) { PREFACE.len() } else { 0 };
     let start = parsed.max(after_preface);

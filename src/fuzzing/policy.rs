@@ -1,4 +1,4 @@
-//! Authorization: what a decision must not depend on, and in which direction doubt goes.
+//! Authorization: what must not change a decision, and that doubt denies.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -10,7 +10,7 @@ use crate::policy::{
     StringMatch, authorize,
 };
 
-/// Names that patterns and peers have in common, so that they meet.
+/// Texts for patterns, many of which match the peers.
 const WORDS: &[&str] = &["a", "b", "ab", "ns/a", "td/ns/a/sa/b", "spiffe://td/ns/a/sa/b", "spiffe://td/", "b/sa/a", ""];
 
 type Input<'a, 'b> = &'b mut Unstructured<'a>;
@@ -23,7 +23,7 @@ fn condition<'a, T>(
     u: Input<'a, '_>,
     one: impl Fn(Input<'a, '_>) -> arbitrary::Result<T>,
 ) -> arbitrary::Result<Condition<T>> {
-    // Mostly there is none.
+    // Most conditions are empty, or nothing would match.
     let counts = u8::arbitrary(u)?;
     let mut several = |count| (0..count).map(|_| one(u)).collect::<arbitrary::Result<Vec<_>>>();
     Ok(Condition { any_of: several((counts & 3) % 3)?, none_of: several(counts >> 2 & 1)? })
@@ -39,7 +39,7 @@ fn text(u: Input<'_, '_>) -> arbitrary::Result<StringMatch> {
     })
 }
 
-/// Addresses that are near to each other, in both families, and in between.
+/// Addresses that differ in few bits: IPv4, IPv6 and IPv4-mapped.
 fn ip(u: Input<'_, '_>) -> arbitrary::Result<IpAddr> {
     let (kind, last) = (u8::arbitrary(u)? % 4, u8::arbitrary(u)?);
     let v4 = Ipv4Addr::new(10, 0, 0, last);
@@ -91,7 +91,7 @@ fn policy(u: Input<'_, '_>, n: usize) -> arbitrary::Result<Policy> {
     Ok(policy)
 }
 
-/// Who connects from where to what, and the policies that hold there.
+/// The input is a connection and the policies to decide it by.
 pub fn policies(data: &[u8]) {
     let _ = decide(&mut Unstructured::new(data));
 }
@@ -142,7 +142,7 @@ fn decide(u: Input<'_, '_>) -> arbitrary::Result<()> {
     Ok(())
 }
 
-/// What a range means, bit by bit: an IPv4 address is the same in both of its forms, and no IPv6 address is one.
+/// The reference for ranges: all addresses as 128 bits, with IPv4 mapped; no range holds both families.
 fn shares_bits(range: Cidr, address: IpAddr) -> bool {
     let text = range.to_string();
     let (base, len) = text.split_once('/').expect("an address and a length");

@@ -1,7 +1,7 @@
-//! What a peer does on one connection, as bytes: frames, how they are cut, pauses, and what this side does meanwhile.
+//! A session as bytes: the peer's frames, how they are cut into writes, pauses, and what our end does meanwhile.
 //!
-//! Any bytes are a script, and each script has bytes ([`encode`]), so that recorded sessions are seeds. Lengths stand
-//! before what they count: a change in one place leaves the rest as it is.
+//! Any bytes decode to a script, and any script can be encoded, so that recorded sessions are seeds. Each length
+//! precedes what it counts, so that a mutation leaves the rest of the script intact.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use arbitrary::{Arbitrary, Unstructured};
 
 use super::frames::{frame, headers};
 
-/// The most steps: what goes on after them differs from what was before in its length only.
+/// The most steps of a script. Longer ones are slow and show nothing new.
 const MOST_STEPS: usize = 200;
 
 /// The most pieces of one step.
@@ -17,42 +17,42 @@ const MOST_PIECES: usize = 300;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// A frame. Its header says what its payload is.
+    /// A frame, with the right length in its header.
     Frame { kind: u8, flags: u8, stream: u8, payload: Vec<u8> },
     /// A frame with a payload of one byte repeated.
     Long { kind: u8, flags: u8, stream: u8, len: u16, fill: u8 },
     /// HEADERS with fields of the table.
     Headers { flags: u8, stream: u8, fields: Vec<u8> },
-    /// Bytes, whatever they are.
+    /// Raw bytes.
     Bytes(Vec<u8>),
-    /// From here on, so many bytes are written at a time; 0 for all that there are.
+    /// From here on, at most this many bytes per write; 0 for no limit.
     Cut(u8),
-    /// Time passes.
+    /// Lets time pass.
     Pause(Duration),
-    /// The peer reads on from here, or no more.
+    /// From here on the peer reads, or stops reading.
     Read(bool),
-    /// Something is done at this side with one of its tunnels.
+    /// Our end acts on one of its tunnels.
     Local { tunnel: u8, act: Act },
-    /// The peer says nothing more.
+    /// Ends the script.
     End,
 }
 
-/// What this side does.
+/// What our end does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
-    /// Opens a tunnel, or accepts the next one that comes.
+    /// A client opens a tunnel; a server accepts the next one.
     Open,
-    /// Opens a tunnel with bytes before the 200, or refuses the next one that comes.
+    /// A client opens a tunnel and writes before the 200; a server refuses the next one.
     OpenEarly,
     Write(u16),
     ShutDown,
     Reset,
     Drop,
-    /// Lets bytes lie from here on, or reads on.
+    /// Stops reading, or resumes.
     Stall,
 }
 
-/// Fields that mean something in a CONNECT, an answer, or nowhere.
+/// Header fields that are valid in a CONNECT or its response, and some that are not.
 const FIELDS: &[(&str, &str)] = &[
     (":method", "CONNECT"),
     (":authority", "a.b.svc.cluster.local:80"),
@@ -79,7 +79,7 @@ const FIELDS: &[(&str, &str)] = &[
 ];
 
 impl Step {
-    /// The bytes that it puts on the connection.
+    /// What the peer writes for this step.
     pub(super) fn bytes(&self) -> Vec<u8> {
         match self {
             Self::Frame { kind, flags, stream, payload } => frame(*kind, *flags, (*stream).into(), payload),
@@ -95,13 +95,13 @@ impl Step {
         }
     }
 
-    /// Its bytes in pieces of a size; in larger ones where these would be too many, which take long and show nothing more.
+    /// The writes of this step, of `size` bytes each unless these would be too many.
     pub(super) fn pieces(&self, size: usize) -> Vec<Vec<u8>> {
         let bytes = self.bytes();
         bytes.chunks(size.max(bytes.len().div_ceil(MOST_PIECES))).map(<[u8]>::to_vec).collect()
     }
 
-    /// A frame that was recorded, in several if it is long.
+    /// A recorded frame, split if it is long.
     #[cfg(test)]
     pub(super) fn recorded(frame: &super::frames::Frame) -> Vec<Self> {
         let (kind, flags) = (frame.kind, frame.flags);
@@ -155,13 +155,13 @@ impl<'a> Arbitrary<'a> for Step {
     }
 }
 
-/// Bytes with their count in front; fewer where the input ends.
+/// Bytes after their count, cut short where the input ends.
 fn counted(u: &mut Unstructured<'_>) -> arbitrary::Result<Vec<u8>> {
     let len = usize::from(u8::arbitrary(u)?).min(u.len());
     u.bytes(len).map(<[u8]>::to_vec)
 }
 
-/// The script that bytes stand for. Each byte string is one.
+/// Decodes a script. Any input is valid.
 pub(super) fn decode(data: &[u8]) -> Vec<Step> {
     let mut u = Unstructured::new(data);
     let mut steps = Vec::new();
@@ -174,7 +174,7 @@ pub(super) fn decode(data: &[u8]) -> Vec<Step> {
     steps
 }
 
-/// The bytes that a script is decoded from.
+/// The inverse of [`decode`].
 #[cfg(test)]
 pub(super) fn encode(steps: &[Step]) -> Vec<u8> {
     fn put(bytes: &mut Vec<u8>, payload: &[u8]) {

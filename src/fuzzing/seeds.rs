@@ -1,5 +1,5 @@
-//! Seeds that are sessions: recorded between this crate's own two ends. What one end has sent is the script, and what
-//! the other end has sent is what this side does meanwhile.
+//! Records seeds: sessions between this crate's own client and server. The frames of one end become the script, those
+//! of the other end become acts.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -50,7 +50,7 @@ const SCENES: [(&str, Scene); 7] = [
     ("idle", Scene::Idle),
 ];
 
-/// Passes on what comes from one end, and notes it.
+/// Forwards bytes between the ends and records them.
 async fn tap(from: From, io: DuplexStream, to: DuplexStream, notes: mpsc::UnboundedSender<(From, Vec<u8>)>) {
     let ((mut near_read, mut near_write), (mut far_read, mut far_write)) = (tokio::io::split(io), tokio::io::split(to));
     let other = if from == From::Client { From::Server } else { From::Client };
@@ -88,7 +88,7 @@ async fn serve(io: DuplexStream) {
             incoming.reject(&Refusal::new(RefusalReason::DnsError).with_details("no such name"));
         } else {
             let metadata = Metadata::default().with_baggage(Baggage::default().with_cluster("c1"));
-            // It may have been given up meanwhile.
+            // The client may have cancelled it.
             if let Ok(tunnel) = incoming.accept(&metadata) {
                 tokio::spawn(echo(tunnel));
             }
@@ -162,13 +162,13 @@ fn connect(stream: u8) -> Step {
     Step::Headers { flags: END_HEADERS, stream, fields: vec![0, 1] }
 }
 
-/// The answer that opens it.
+/// The response that opens it.
 fn open(stream: u8) -> Step {
     let payload = vec![0x88];
     Step::Frame { kind: HEADERS, flags: END_HEADERS, stream, payload }
 }
 
-/// Each frame of a session, and who sent it.
+/// The frames of a session, each with its sender.
 async fn record(scene: Scene) -> Vec<(From, Frame)> {
     let ((near, near_tap), (far_tap, far)) = (duplex(64 << 10), duplex(64 << 10));
     let (notes, mut noted) = mpsc::unbounded_channel();
@@ -197,8 +197,7 @@ async fn record(scene: Scene) -> Vec<(From, Frame)> {
     session
 }
 
-/// The session as a script: what `peer` has sent, and what the other end did. A peer that acknowledges what it gets
-/// does not do so in its script.
+/// Turns a session into a script for `peer`. A responsive peer acknowledges by itself, so its script must not.
 fn script(session: &[(From, Frame)], peer: From, answers: bool) -> Vec<Step> {
     let (mut steps, mut last, mut streams) = (Vec::new(), peer, Vec::new());
     for (from, frame) in session {
@@ -238,14 +237,14 @@ async fn a_recorded_session_plays_again(
     #[values(Scene::Echo, Scene::Three, Scene::Refused, Scene::Early, Scene::Bulk)] scene: Scene,
 ) {
     let session = record(scene).await;
-    let setup = Setup { manners: 4, ..Setup::default() };
+    let setup = Setup { conduct: 4, ..Setup::default() };
     let moved = server_session(&setup.write(&script(&session, From::Client, true))).await;
     assert!(moved.iter().any(|tunnel| tunnel.sent > 0 && !tunnel.received.is_empty()), "server: {moved:?}");
     let moved = client_session(&setup.write(&script(&session, From::Server, true))).await;
     assert!(moved.iter().any(|tunnel| tunnel.sent > 0 && !tunnel.received.is_empty()), "client: {moved:?}");
 }
 
-/// `cargo test --lib fuzzing::seeds -- --ignored`, when the sessions have changed.
+/// Run with `cargo test --lib fuzzing::seeds -- --ignored` when the sessions above change.
 #[test]
 #[ignore = "writes to fuzz/corpus"]
 fn sessions_are_recorded() {
@@ -260,11 +259,11 @@ fn sessions_are_recorded() {
             let name = format!("recorded-{name}");
             let server = script(&session, From::Server, false);
             put("goaway", &name, encode(&server));
-            for (n, manners) in [4, 2, 7].into_iter().enumerate() {
+            for (n, conduct) in [4, 2, 7].into_iter().enumerate() {
                 let kind = n as u8;
-                let setup = Setup { manners, config: kind, pipe: kind, opens: 0 };
+                let setup = Setup { conduct, config: kind, pipe: kind, opens: 0 };
                 let [client, server] =
-                    [From::Client, From::Server].map(|peer| setup.write(&script(&session, peer, manners & 4 != 0)));
+                    [From::Client, From::Server].map(|peer| setup.write(&script(&session, peer, conduct & 4 != 0)));
                 put("nested_path", &format!("{name}-{n}"), [&[1, 1, 0], &*server].concat());
                 put("nested_path", &format!("{name}-client-{n}"), [&[1, 1, 1], &*client].concat());
                 put("http2_server", &format!("{name}-{n}"), client);
@@ -283,7 +282,7 @@ fn sessions_are_recorded() {
     put("goaway", "made-twice", encode(&go));
     let refused = [settings(), go_away(1, 0), open(1), Step::Pause(Duration::from_secs(5)), go_away(1, 11)];
     put("goaway", "made-open", encode(&refused));
-    let setup = Setup { opens: 3, manners: 4, ..Setup::default() };
+    let setup = Setup { opens: 3, conduct: 4, ..Setup::default() };
     put("http2_client", "made-goaway", setup.write(&refused));
     let early =
         [open(1), Step::Frame { kind: HEADERS, flags: END_HEADERS | END_STREAM, stream: 3, payload: vec![0x8d] }];

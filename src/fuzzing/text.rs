@@ -1,4 +1,4 @@
-//! What is parsed from text.
+//! Parsers of text.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use crate::error::ErrorKind;
 use crate::identity::{AcceptedIdentities, SpiffeId, TrustDomain};
 use crate::mesh::{MeshFile, Snapshot, Store};
 
-/// An authority has one text, which is sent as it is.
+/// An authority has one written form, which is a valid URI authority.
 pub fn authority(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let Ok(authority) = text.parse::<Authority>() else { return };
@@ -30,7 +30,7 @@ pub fn authority(data: &[u8]) {
     }
 }
 
-/// A SPIFFE ID is its text, byte by byte.
+/// A SPIFFE ID prints as the text that it was parsed from.
 pub fn spiffe_id(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     if let Ok(id) = text.parse::<SpiffeId>() {
@@ -49,7 +49,7 @@ pub fn spiffe_id(data: &[u8]) {
     }
 }
 
-/// A mesh is read, or refused with the place in the file. What was read is found again.
+/// A mesh file loads, or its error names a line; what was loaded is found by its keys.
 pub fn mesh_file(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let file = MeshFile::parse("mesh.yaml", text);

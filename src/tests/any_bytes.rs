@@ -18,7 +18,7 @@ use crate::server;
 
 /// What a peer does beside sending bytes. Unless told to, it does not end its side until the other one does.
 fn setup(ends: bool, opens: u8) -> Setup {
-    Setup { manners: if ends { 0 } else { 3 }, opens, ..Setup::default() }
+    Setup { conduct: if ends { 0 } else { 3 }, opens, ..Setup::default() }
 }
 
 fn steps(bytes: &[u8]) -> impl Iterator<Item = Step> {

@@ -228,7 +228,9 @@ mod any_order {
             14 => n.clone().prop_map(Event::Release),
             10 => n.clone().prop_map(Event::Enter),
             16 => (n.clone(), backend(), 0..6usize, any::<bool>())
-                .prop_map(|(dial, backend, limit, awaiting_settings)| Event::Land { dial, backend, limit, awaiting_settings }),
+                .prop_map(|(dial, backend, limit, awaiting_settings)| {
+                    Event::Land { dial, backend, limit, awaiting_settings }
+                }),
             5 => n.clone().prop_map(Event::Fail),
             2 => n.clone().prop_map(Event::Lose),
             5 => (n.clone(), backend()).prop_map(|(n, backend)| Event::Identified(n, backend)),

@@ -1,4 +1,4 @@
-//! This side's tunnels, which do what a script says, and what came of them.
+//! Our end of the tunnels, controlled by a script.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,37 +13,37 @@ use crate::error::Error;
 use crate::io::{read_bytes, write_bytes};
 use crate::tunnel::{ResetReason, TunnelRecv, TunnelSend, TunnelStream};
 
-/// How long a tunnel is read from when all else is done.
+/// How long a tunnel is read from after the script.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What one tunnel is given to send at most.
+/// The most bytes that one tunnel sends.
 const MOST_SENT: usize = 1 << 20;
 
-/// What a tunnel has moved.
+/// The bytes of one tunnel.
 #[derive(Debug)]
-pub(super) struct Moved {
-    /// The HTTP/2 stream.
+pub(super) struct Transfer {
+    /// The id of its HTTP/2 stream.
     pub(super) stream: u32,
     pub(super) sent: usize,
     pub(super) received: Vec<u8>,
 }
 
-/// What this side sends on a stream: no two streams the same.
+/// The bytes that our end sends on a stream. They differ between streams.
 pub(super) fn pattern(stream: u32, from: usize, len: usize) -> Bytes {
     let byte = |at: usize| (at.wrapping_mul(7) ^ at >> 8 ^ (stream as usize).wrapping_mul(29)) as u8;
     (from..from + len).map(byte).collect()
 }
 
-/// Does with a tunnel what is asked for, until there is nobody to ask.
-pub(super) async fn drive(mut tunnel: TunnelStream, early: bool, acts: mpsc::UnboundedReceiver<Act>) -> Moved {
+/// Applies acts to a tunnel until the channel closes.
+pub(super) async fn drive(mut tunnel: TunnelStream, early: bool, acts: mpsc::UnboundedReceiver<Act>) -> Transfer {
     let stream = tunnel.stream_id();
     let mut sent = 0;
     if early && let Ok(n) = tunnel.write(&pattern(stream, 0, 100)).await {
         sent += n;
     }
     if let Err(error) = tunnel.opened().await {
-        explains_itself(&error);
-        return Moved { stream, sent, received: Vec::new() };
+        check_error(&error);
+        return Transfer { stream, sent, received: Vec::new() };
     }
     let (recv, send) = tunnel.into_split();
     let (stall, stalled) = watch::channel(false);
@@ -55,7 +55,7 @@ pub(super) async fn drive(mut tunnel: TunnelStream, early: bool, acts: mpsc::Unb
     }
     reading.abort();
     let received = std::mem::take(&mut *received.lock().unwrap_or_else(PoisonError::into_inner));
-    Moved { stream, sent: sending.sent, received }
+    Transfer { stream, sent: sending.sent, received }
 }
 
 async fn read(mut recv: TunnelRecv, mut stalled: watch::Receiver<bool>, received: Arc<Mutex<Vec<u8>>>) {
@@ -64,7 +64,7 @@ async fn read(mut recv: TunnelRecv, mut stalled: watch::Receiver<bool>, received
         match read_bytes(&mut recv).await {
             Ok(data) if data.is_empty() => return,
             Ok(data) => received.lock().unwrap_or_else(PoisonError::into_inner).extend(&*data),
-            Err(error) => return explains_itself(Error::from_io(&error).expect("an error of this crate")),
+            Err(error) => return check_error(Error::from_io(&error).expect("an error of this crate")),
         }
     }
 }
@@ -77,16 +77,16 @@ struct Sending {
 }
 
 impl Sending {
-    /// Returns whether there may be more to read.
+    /// Returns false if the tunnel is to be dropped.
     async fn run(&mut self, mut acts: mpsc::UnboundedReceiver<Act>) -> bool {
         while let Some(act) = acts.recv().await {
             match act {
                 Act::Write(len) if self.sent < MOST_SENT => {
                     let data = pattern(self.stream, self.sent, len.into());
-                    // What of it leaves is seen by the peer.
+                    // An upper bound: a write may fail half-way.
                     self.sent += data.len();
                     if let Err(error) = write_bytes(&mut self.send, data).await {
-                        explains_itself(Error::from_io(&error).expect("an error of this crate"));
+                        check_error(Error::from_io(&error).expect("an error of this crate"));
                     }
                 }
                 Act::ShutDown => drop(self.send.shutdown().await),
@@ -102,7 +102,7 @@ impl Sending {
     }
 }
 
-/// An error says what was being done.
-pub(super) fn explains_itself(error: &Error) {
+/// Checks that an error says what was being done.
+pub(super) fn check_error(error: &Error) {
     assert!(!error.doing().is_empty() && error.to_string().contains(error.doing()), "{error:?}");
 }
