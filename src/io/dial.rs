@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
+#[cfg(feature = "proxy")]
+use tokio::time::Instant;
 use tokio::time::timeout;
 
 use super::BoxStream;
@@ -85,6 +87,29 @@ impl<'a> DialRequest<'a> {
             io::Error::new(io::ErrorKind::Unsupported, text)
         })
     }
+}
+
+/// Dials the addresses of one thing, one after another until one answers, within this time. The error is that of the last.
+#[cfg(feature = "proxy")]
+pub(crate) async fn dial_any(
+    dialer: &dyn Dial,
+    addresses: &[SocketAddr],
+    source: Option<&SpiffeId>,
+    time: Duration,
+) -> Result<BoxStream> {
+    let deadline = Instant::now() + time;
+    let mut result = Err(Error::new(ErrorKind::Unreachable, Layer::Dial, Side::Local, "connecting to no address"));
+    for (tried, address) in addresses.iter().enumerate() {
+        // One that does not answer leaves the others their share.
+        let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+        let target = DialTarget::from(*address);
+        let request = DialRequest::new(&target).with_source(source);
+        result = dial(dialer, &request, deadline.saturating_duration_since(Instant::now()) / left).await;
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
 }
 
 /// Dials within this time.

@@ -25,6 +25,8 @@ pub(crate) use adapter::poll_write_some;
 #[cfg(feature = "proxy")]
 pub(crate) use buffer::ReadBuffer;
 pub(crate) use dial::dial;
+#[cfg(feature = "proxy")]
+pub(crate) use dial::dial_any;
 pub use dial::{Dial, DialFuture, DialRequest};
 pub use read_ahead::ReadAhead;
 #[cfg(feature = "proxy")]

@@ -17,7 +17,7 @@ use crate::balance::{Balance, LeastRequests};
 use crate::connector::MeshWatch;
 use crate::drain::Watch;
 use crate::error::{Error, ErrorKind, Layer, Result, Side};
-use crate::io::{Dial, DialRequest, Stream, dial};
+use crate::io::{Dial, Stream, dial_any};
 use crate::mesh::{Network, Workload};
 use crate::metadata::Metadata;
 use crate::observe::{self, AttemptFailed, ConnectFailed, Connected, Event, Picked, RequestId, TunnelId, notify};
@@ -25,7 +25,6 @@ use crate::refusal::Refusal;
 use crate::retry::{Endpoints, Failure, Request, RetryAt, RetryPolicy, Served, Unserved};
 use crate::route::{self, Backend, Choice};
 use crate::server::{ConnectionServer, Incoming};
-use crate::target::DialTarget;
 
 /// An east-west gateway: accepts tunnels that name a global service of its network, picks one of the service's pods,
 /// and passes the bytes on to the pod's HBONE port.
@@ -261,8 +260,7 @@ impl Request for PodRequest<'_> {
 
     async fn attempt(&self, backend: &Backend, until: Instant) -> Result<ResetOnDrop, Failure<Unreached>> {
         let time = until.saturating_duration_since(Instant::now()).min(self.gateway.server.config().dial_timeout);
-        let address = DialTarget::from(backend.address);
-        match dial(&*self.gateway.dialer, &DialRequest::new(&address), time).await {
+        match dial_any(&*self.gateway.dialer, &addresses(backend), None, time).await {
             Ok(pod) => Ok(ResetOnDrop::new(pod)),
             Err(error) => {
                 tracing::info!(target = %self.target, pod = %backend.workload.name, %error, "pod not reached");
@@ -297,4 +295,11 @@ impl Request for PodRequest<'_> {
             Event::AttemptFailed(AttemptFailed { request, attempt, error, blamed, is_retried, elapsed })
         });
     }
+}
+
+/// A pod's address that was chosen, and its others: its proxy may listen on one family alone.
+fn addresses(backend: &Backend) -> Vec<SocketAddr> {
+    let chosen = backend.address;
+    let all = backend.workload.addresses.iter().map(|ip| SocketAddr::new(*ip, chosen.port()));
+    [chosen].into_iter().chain(all.filter(|address| *address != chosen)).collect()
 }

@@ -1,7 +1,7 @@
 //! Where tunnels end: at a workload.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use crate::authority::Authority;
 use crate::connector::MeshWatch;
 use crate::drain::Watch;
 use crate::error::Result;
-use crate::io::{Dial, DialRequest, Stream, dial};
+use crate::io::{Dial, Stream, dial_any};
 use crate::mesh::{BaggageCache, Workload};
 use crate::metadata::Metadata;
 use crate::observe::{ConnectFailed, Connected, Event, Request, RequestId, notify};
@@ -22,7 +22,6 @@ use crate::policy::{ConnectionInfo, authorize};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::route;
 use crate::server::{ConnectionServer, Incoming};
-use crate::target::DialTarget;
 use crate::tunnel::TunnelStream;
 
 /// Serves one workload: accepts tunnels to it, checks them against its policies, and connects them to its application.
@@ -108,7 +107,7 @@ impl Inner {
     async fn open(self: Arc<Self>, mut incoming: Incoming) -> Option<Box<Opened>> {
         let (peer, target) = (incoming.peer_identity().cloned(), incoming.authority().clone());
         let (tunnel, shown) = (incoming.id(), peer.as_ref().map(tracing::field::display));
-        let (destination, workload) = match self.decide(&incoming) {
+        let (destinations, workload) = match self.decide(&incoming) {
             Ok(decision) => decision,
             Err(refusal) => {
                 tracing::info!(%tunnel, peer = shown, %target, %refusal, "tunnel refused");
@@ -117,10 +116,9 @@ impl Inner {
             }
         };
         let (asked, began) = (request(&incoming, &target), Instant::now());
-        let address = DialTarget::from(destination);
-        let dial_request = DialRequest::new(&address).with_source(peer.as_ref());
+        let dial_timeout = self.server.config().dial_timeout;
         let dialed = tokio::select! {
-            dialed = dial(&*self.dialer, &dial_request, self.server.config().dial_timeout) => dialed,
+            dialed = dial_any(&*self.dialer, &destinations, peer.as_ref(), dial_timeout) => dialed,
             () = incoming.cancelled() => {
                 tracing::debug!(%tunnel, peer = shown, %target, "canceled by the client");
                 return None;
@@ -140,7 +138,7 @@ impl Inner {
                 return None;
             }
         };
-        tracing::debug!(%tunnel, peer = shown, %target, %destination, "tunnel opened");
+        tracing::debug!(%tunnel, peer = shown, %target, ?destinations, "tunnel opened");
         let answer = Metadata::default().with_baggage(self.baggage.of(&workload));
         match incoming.accept(&answer) {
             Ok(tunnel) => Some(Box::new(Opened { tunnel, application })),
@@ -151,7 +149,8 @@ impl Inner {
         }
     }
 
-    fn decide(&self, incoming: &Incoming) -> Result<(SocketAddr, Arc<Workload>), Refusal> {
+    /// The addresses of the application to dial, in this order.
+    fn decide(&self, incoming: &Incoming) -> Result<(Vec<SocketAddr>, Arc<Workload>), Refusal> {
         let mesh = self.mesh.borrow().clone();
         let Some(workload) = mesh.workload_named(&self.namespace, &self.name).cloned() else {
             let details = format!("{}/{} is not in the mesh (any more)", self.namespace, self.name);
@@ -161,17 +160,70 @@ impl Inner {
         let Some(peer) = incoming.peer_identity() else {
             return Err(Refusal::new(RefusalReason::Denied).with_details("the peer has no identity"));
         };
-        let connection = ConnectionInfo { peer, source_ip: incoming.peer_address().map(|from| from.ip()), destination };
-        let verdict = authorize(mesh.policies_for(&workload), &connection);
-        if !verdict.is_allowed() {
-            return Err(Refusal::new(RefusalReason::Denied).with_details(verdict.to_string()));
+        let source_ip = incoming.peer_address().map(|from| from.ip());
+        let (mut allowed, mut denied) = (Vec::new(), None);
+        for destination in destinations(&workload, incoming.authority(), destination, source_ip) {
+            let verdict = authorize(mesh.policies_for(&workload), &ConnectionInfo { peer, source_ip, destination });
+            match verdict.is_allowed() {
+                true => allowed.push(destination),
+                false => _ = denied.get_or_insert(verdict),
+            }
         }
-        Ok((destination, workload))
+        match denied {
+            Some(verdict) if allowed.is_empty() => {
+                Err(Refusal::new(RefusalReason::Denied).with_details(verdict.to_string()))
+            }
+            _ => Ok((allowed, workload)),
+        }
     }
+}
+
+/// Where a tunnel may lead: by address to that one only, by name to each of the workload's addresses. Those of the family that
+/// the tunnel came by are first: an application may listen on one family alone.
+fn destinations(
+    workload: &Workload,
+    authority: &Authority,
+    destination: SocketAddr,
+    peer: Option<IpAddr>,
+) -> Vec<SocketAddr> {
+    if let Authority::Ip(_) = authority {
+        return vec![destination];
+    }
+    let mut all: Vec<_> = workload.addresses.iter().map(|ip| SocketAddr::new(*ip, destination.port())).collect();
+    if let Some(peer) = peer.map(|peer| peer.to_canonical()) {
+        all.sort_by_key(|address| address.is_ipv4() != peer.is_ipv4());
+    }
+    all
 }
 
 /// The request for the connection to the application, for events.
 fn request<'a>(incoming: &Incoming, target: &'a Authority) -> Request<'a> {
     let (id, incoming, from) = (RequestId::random(), Some(incoming.id()), incoming.peer_address());
     Request { id, incoming, source: None, from, target }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::by_address("10.0.0.1:80", Some("fd00::9"), &["10.0.0.1:80"])]
+    #[case::by_name("web:80", None, &["[fd00::1]:80", "10.0.0.1:80", "10.0.0.2:80"])]
+    #[case::that_came_by_ipv6("web:80", Some("fd00::9"), &["[fd00::1]:80", "10.0.0.1:80", "10.0.0.2:80"])]
+    #[case::that_came_by_ipv4("web:80", Some("10.0.0.9"), &["10.0.0.1:80", "10.0.0.2:80", "[fd00::1]:80"])]
+    #[case::that_came_by_ipv4_as_ipv6("web:80", Some("::ffff:10.0.0.9"), &["10.0.0.1:80", "10.0.0.2:80", "[fd00::1]:80"])]
+    fn a_tunnel_leads_to_the_family_that_it_came_by_first(
+        #[case] authority: &str,
+        #[case] peer: Option<&str>,
+        #[case] expected: &[&str],
+    ) {
+        let identity = "spiffe://cluster.local/ns/default/sa/web".parse().unwrap();
+        let mut workload = Workload::new("web", "web", identity);
+        workload.addresses = ["fd00::1", "10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap()).into();
+        let peer = peer.map(|peer| peer.parse().unwrap());
+        let all = destinations(&workload, &authority.parse().unwrap(), "10.0.0.1:80".parse().unwrap(), peer);
+        assert_eq!(all.iter().map(ToString::to_string).collect::<Vec<_>>(), expected);
+    }
 }
