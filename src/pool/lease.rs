@@ -173,9 +173,9 @@ impl PendingConnect {
 
     /// There will be no 200.
     pub(super) fn failed(self, error: Error) -> LeaseError {
-        if *error.kind() == ErrorKind::Reset(ENHANCE_YOUR_CALM)
-            && let Some(pool) = self.pool.upgrade()
-        {
+        // The connection's task may hear of a GOAWAY later than this: until then who tries again would get the same one.
+        let is_over = matches!(error.kind(), ErrorKind::GoAway(_) | ErrorKind::Reset(ENHANCE_YOUR_CALM));
+        if let (true, Some(pool)) = (is_over, self.pool.upgrade()) {
             pool.step(|state, now| state.drain(self.connection.id, now));
         }
         let broken = self.connection.client.is_closed() && !error.is_refused();

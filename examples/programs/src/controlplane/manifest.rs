@@ -147,6 +147,11 @@ impl ReadAs<serde_saphyr::Error> for &str {
     }
 }
 
+/// The line that an error is about, which has the field and the value.
+fn excerpt(document: &str, line: usize) -> &str {
+    line.checked_sub(1).and_then(|before| document.lines().nth(before)).unwrap_or_default().trim()
+}
+
 /// Reads all documents of a file. What is wrong with one of them does not touch the others.
 pub fn parse(source: &str, text: &str) -> (Vec<Object>, Vec<Problem>) {
     let (mut objects, mut problems) = (Vec::new(), Vec::new());
@@ -157,7 +162,10 @@ pub fn parse(source: &str, text: &str) -> (Vec<Object>, Vec<Problem>) {
             Err(failed) => {
                 let (object, error) = *failed;
                 let line = error.location().map_or(0, |at| usize::try_from(at.line()).unwrap_or(0));
-                let reason = first_sentence(&error.to_string());
+                let reason = match excerpt(document, line) {
+                    "" => first_sentence(&error.to_string()),
+                    at => format!("{}, in {at:?}", first_sentence(&error.to_string())),
+                };
                 problems.push(Problem { source: source.into(), line: first_line + line, object, reason });
             }
         }
@@ -200,7 +208,9 @@ fn documents(text: &str) -> Vec<(usize, &str)> {
 
 /// Without the excerpt that follows.
 fn first_sentence(error: &str) -> String {
-    error.lines().next().unwrap_or_default().trim().into()
+    let line = error.lines().next().unwrap_or_default();
+    // The line stands before, counted in the file and not in the document.
+    line.rsplit_once(": ").map_or(line, |(_, reason)| reason).trim().into()
 }
 
 impl fmt::Display for Problem {
