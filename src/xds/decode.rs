@@ -161,7 +161,7 @@ pub fn service(message: &proto::Service) -> Result<Service> {
     let single = message.addresses.iter().filter(|address| address.length.is_none());
     service.vips = list("addresses", single, network_address)?;
     service.ports = ports("ports", &message.ports)?;
-    // What is no SPIFFE ID of a workload can't be proved by one: DNS names, SPIRE's paths.
+    // A workload proves a SPIFFE ID and nothing else: DNS names and other forms are left out.
     let names = message.subject_alt_names.iter().filter_map(|name| name.parse::<SpiffeId>().ok());
     service.subject_alt_names = names.collect::<AcceptedIdentities>();
     service.waypoint = message.waypoint.as_ref().map(|at| gateway("waypoint", at)).transpose()?;

@@ -89,7 +89,7 @@ impl Views {
         }
     }
 
-    /// The gateways into other networks than the own one.
+    /// The gateways into other networks than its own.
     fn gateways(&self, own: &Cluster) -> BTreeSet<&NetworkGateway> {
         let all = self.clusters.values().flat_map(|of| &of.gateways);
         all.filter(|gateway| gateway.network != own.config.network).collect()
