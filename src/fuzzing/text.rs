@@ -71,7 +71,8 @@ pub fn mesh_file(data: &[u8]) {
             assert_eq!(error.kind(), &ErrorKind::InvalidInput);
             let place = error.to_string().split_once("mesh.yaml:").map(|(_, rest)| rest.to_owned());
             let line = place.as_deref().and_then(|rest| rest.split(':').next()?.parse::<usize>().ok());
-            let lines = text.split('\n').count();
+            // What YAML 1.1 or 1.2 takes for the end of a line.
+            let lines = text.split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']).count();
             assert!(line.is_some_and(|line| (1..=lines + 1).contains(&line)), "no line of {lines}: {error}");
             return;
         }
