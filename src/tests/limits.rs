@@ -149,7 +149,7 @@ async fn the_peers_limit_is_followed_wherever_it_goes() {
     }
     peer.settings(Some(1000)).await;
     assert_eq!(opened(&mut peer).await.len(), 40 - 11);
-    assert_eq!(client.capacity().limit, 100, "the own limit");
+    assert_eq!(client.capacity().limit, 100, "our limit");
 }
 
 /// Serves the oldest connect, and ends its tunnel in order.

@@ -322,9 +322,7 @@ fn network_address(message: &proto::NetworkAddress) -> Result<NetworkAddress, &'
 }
 
 fn ip(octets: &Bytes) -> Result<IpAddr, &'static str> {
-    let v4 = <[u8; 4]>::try_from(&octets[..]).map(IpAddr::from);
-    let either = v4.or_else(|_| <[u8; 16]>::try_from(&octets[..]).map(IpAddr::from));
-    either.map(|ip| ip.to_canonical()).map_err(|_| "an address has 4 or 16 bytes")
+    proto::ip(octets).map(|ip| ip.to_canonical()).ok_or("an address has 4 or 16 bytes")
 }
 
 fn hostname(field: &str, text: &str) -> Result<Hostname> {

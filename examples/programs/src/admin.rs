@@ -1,4 +1,4 @@
-//! The admin port: whether the proxy is ready.
+//! The admin port: whether a proxy is ready, and what else a program has to tell.
 //!
 //! Its clients are probes and people, few and quick. Others must not take descriptors from the data path, so there are
 //! few connections at a time, each for one request and a short time, and a new one ends the oldest.
@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -25,7 +26,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failed accept, mostly for lack of descriptors, some have to be closed first.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
 
-/// What the admin port tells.
+/// Whether a proxy is ready.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Status(Arc<AtomicBool>);
 
@@ -39,12 +40,30 @@ impl Status {
     }
 }
 
-/// Answers until it is dropped: also during the drain, which it tells of.
-pub(crate) async fn serve(listener: TcpListener, status: Status) {
+/// What is answered to a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The status code.
+    pub status: StatusCode,
+    /// The media type of `body`.
+    pub content_type: &'static str,
+    /// What is said.
+    pub body: String,
+}
+
+impl Answer {
+    /// A text.
+    pub fn text(status: StatusCode, body: impl Into<String>) -> Self {
+        Self { status, content_type: "text/plain; charset=utf-8", body: body.into() }
+    }
+}
+
+/// Answers each path by `answer` until it is dropped.
+pub async fn serve(listener: TcpListener, answer: impl Fn(&str) -> Answer + Clone + Send + 'static) {
     let mut connections = Connections::default();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => connections.add(serve_one(stream, status.clone())),
+            Ok((stream, _)) => connections.add(serve_one(stream, answer.clone())),
             Err(_) => sleep(ACCEPT_BACK_OFF).await,
         }
     }
@@ -66,8 +85,10 @@ impl Connections {
     }
 }
 
-async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin, status: Status) {
-    let service = service_fn(move |request| std::future::ready(Ok::<_, Infallible>(answer(&request, &status))));
+async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin, answer: impl Fn(&str) -> Answer) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        std::future::ready(Ok::<_, Infallible>(response(answer(request.uri().path()))))
+    });
     let connection =
         hyper::server::conn::http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
     match timeout(CONNECTION_TIMEOUT, connection).await {
@@ -77,15 +98,20 @@ async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin, status: Status) 
     }
 }
 
-fn answer(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>> {
-    let (code, text) = match request.uri().path() {
-        "/healthz/ready" if status.is_draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-        "/healthz/ready" => (StatusCode::OK, "ready\n"),
-        _ => (StatusCode::NOT_FOUND, "there is /healthz/ready\n"),
-    };
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
-    *response.status_mut() = code;
+fn response(Answer { status, content_type, body }: Answer) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+/// What a proxy answers: also during its drain, which it tells of.
+pub(crate) fn readiness(path: &str, status: &Status) -> Answer {
+    match path {
+        "/healthz/ready" if status.is_draining() => Answer::text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        "/healthz/ready" => Answer::text(StatusCode::OK, "ready\n"),
+        _ => Answer::text(StatusCode::NOT_FOUND, "there is /healthz/ready\n"),
+    }
 }
 
 #[cfg(test)]
@@ -97,7 +123,7 @@ mod tests {
 
     fn connect(connections: &mut Connections) -> DuplexStream {
         let (near, far) = duplex(1 << 10);
-        connections.add(serve_one(far, Status::default()));
+        connections.add(serve_one(far, |path| readiness(path, &Status::default())));
         near
     }
 

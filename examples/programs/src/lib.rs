@@ -1,6 +1,6 @@
 //! What the proxies share: flags, files, log, admin port, and how they start and stop.
 
-mod admin;
+pub mod admin;
 mod args;
 pub mod controlplane;
 mod files;
@@ -15,4 +15,4 @@ pub mod watch;
 pub use args::{Common, Health, seconds, set};
 pub use files::Loaded;
 pub use logging::Log;
-pub use run::main;
+pub use run::{main, ready_until_stopped};

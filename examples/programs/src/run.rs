@@ -38,7 +38,8 @@ impl Common {
         if let Some(address) = self.admin {
             let listener = tcp::listen(address)?;
             tracing::info!(address = %listener.local_addr()?, "admin");
-            admin.spawn(admin::serve(listener, status.clone()));
+            let status = status.clone();
+            admin.spawn(admin::serve(listener, move |path: &str| admin::readiness(path, &status)));
         }
         drop(watch);
         let mut signals = Signals::listen()?;
@@ -60,6 +61,18 @@ impl Common {
             () = stop(&mut signals) => Err("stopped by a second signal, without the rest of the drain".into()),
         }
     }
+}
+
+/// Announces that all listeners are up, and waits for a signal to stop: for programs that have nothing to drain.
+///
+/// # Errors
+///
+/// When signals can't be received.
+pub async fn ready_until_stopped() -> io::Result<()> {
+    let mut signals = Signals::listen()?;
+    announce_ready();
+    stop(&mut signals).await;
+    Ok(())
 }
 
 async fn stop(signals: &mut Signals) {

@@ -4,6 +4,10 @@
 //! `authorization.proto` and `ca.proto`. With serde they read and write protobuf's JSON mapping: names in camelCase,
 //! default values left out, enums by name, bytes in base64.
 
+use std::net::IpAddr;
+
+use bytes::Bytes;
+
 /// An enum with protobuf's names.
 macro_rules! proto_enum {
     (
@@ -52,3 +56,17 @@ pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 
 /// The type of policy resources.
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+
+/// An address as messages have it: four or sixteen bytes.
+pub fn octets(ip: IpAddr) -> Bytes {
+    match ip {
+        IpAddr::V4(ip) => Bytes::copy_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => Bytes::copy_from_slice(&ip.octets()),
+    }
+}
+
+/// The address that these bytes are. `None` unless there are four or sixteen.
+pub fn ip(octets: &Bytes) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(&octets[..]).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(&octets[..]).map(IpAddr::from)).ok()
+}

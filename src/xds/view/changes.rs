@@ -1,13 +1,14 @@
 //! One cluster's view, and what has changed in it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::super::delta::{Entry, Resources};
-use super::super::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, Address, Any, Authorization, Service, Workload, address};
+use super::super::proto::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, Address, Any, Authorization, Service, Workload, address, ip,
+};
 
 /// So many changes are remembered. Who is further behind looks at everything.
 const LOG: usize = 65_536;
@@ -194,7 +195,7 @@ fn take(index: &mut HashMap<String, BTreeSet<Arc<str>>>, key: &str, name: &str) 
 
 /// What clients may ask for instead of the name.
 fn aliases(address: &address::Type) -> Vec<String> {
-    let alias = |network: &str, ip: &Bytes| ip_of(ip).map(|ip| format!("{network}/{ip}"));
+    let alias = |network: &str, octets: &Bytes| ip(octets).map(|ip| format!("{network}/{ip}"));
     match address {
         address::Type::Workload(workload) => {
             workload.addresses.iter().filter_map(|ip| alias(&workload.network, ip)).collect()
@@ -203,13 +204,6 @@ fn aliases(address: &address::Type) -> Vec<String> {
             service.addresses.iter().filter_map(|address| alias(&address.network, &address.address)).collect()
         }
     }
-}
-
-fn ip_of(bytes: &Bytes) -> Option<IpAddr> {
-    <[u8; 4]>::try_from(&bytes[..])
-        .map(IpAddr::from)
-        .or_else(|_| <[u8; 16]>::try_from(&bytes[..]).map(IpAddr::from))
-        .ok()
 }
 
 impl Resources for Addresses {

@@ -1,14 +1,11 @@
 //! From the state of all clusters to what one of them is sent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
-
-use bytes::Bytes;
 
 use super::super::proto::{
     GatewayAddress, NamespacedHostname, NetworkAddress, PortList, Service, TunnelProtocol, UInt32Value, Workload,
-    WorkloadType, gateway_address,
+    WorkloadType, gateway_address, octets,
 };
 use super::changes::View;
 use super::cluster::{Cluster, ClusterService, GatewayHost, NetworkGateway};
@@ -241,12 +238,5 @@ fn gateway_workload(gateway: &NetworkGateway, own: &Cluster) -> Workload {
         trust_domain: sent_trust_domain(own),
         service_account: gateway.service_account.clone(),
         ..Default::default()
-    }
-}
-
-fn octets(ip: IpAddr) -> Bytes {
-    match ip {
-        IpAddr::V4(ip) => Bytes::copy_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => Bytes::copy_from_slice(&ip.octets()),
     }
 }

@@ -24,7 +24,8 @@ pub struct Events {
     pub put: Vec<Object>,
     /// Gone.
     pub removed: Vec<Object>,
-    /// What can't be read, as a whole: it replaces what was said before. The last good version of such an object stays.
+    /// What can't be read, as a whole: it replaces what was said before. The last good version of such an object stays, and as
+    /// long as it is not known which object it is, none is taken for gone.
     pub problems: Vec<Problem>,
 }
 
@@ -42,6 +43,8 @@ pub struct Directory {
     problems: Vec<Problem>,
     started: bool,
     changed: mpsc::Receiver<()>,
+    /// So that the channel stays open without a watcher.
+    _sender: mpsc::Sender<()>,
     /// `None` where the system has no events.
     _watcher: Option<RecommendedWatcher>,
 }
@@ -51,9 +54,10 @@ impl Directory {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         let (sender, changed) = mpsc::channel(1);
+        let events = sender.clone();
         let notify = move |_: notify::Result<notify::Event>| {
             // One that waits already stands for all.
-            let _ = sender.try_send(());
+            let _ = events.try_send(());
         };
         let watcher = notify::recommended_watcher(notify).and_then(|mut watcher| {
             watcher.watch(&path, RecursiveMode::Recursive)?;
@@ -62,7 +66,15 @@ impl Directory {
         let watcher = watcher
             .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no events, looking now and then"))
             .ok();
-        Self { path, known: BTreeMap::new(), problems: Vec::new(), started: false, changed, _watcher: watcher }
+        Self {
+            path,
+            known: BTreeMap::new(),
+            problems: Vec::new(),
+            started: false,
+            changed,
+            _sender: sender,
+            _watcher: watcher,
+        }
     }
 
     /// Reads everything, and compares it with what was there.
@@ -89,8 +101,10 @@ impl Directory {
             }
         }
         let bad: BTreeSet<&str> = problems.iter().map(|problem| problem.object.as_str()).collect();
-        let gone: Vec<String> =
-            self.known.keys().filter(|key| !found.contains_key(*key) && !bad.contains(key.as_str())).cloned().collect();
+        // What can't be read may have had any of them.
+        let is_whole = !bad.contains("");
+        let is_gone = |key: &&String| is_whole && !found.contains_key(*key) && !bad.contains(key.as_str());
+        let gone: Vec<String> = self.known.keys().filter(is_gone).cloned().collect();
         let removed: Vec<_> = gone.iter().filter_map(|key| self.known.remove(key)).collect();
         let mut put = Vec::new();
         for (key, object) in found {
@@ -177,8 +191,15 @@ mod tests {
 
         std::fs::remove_file(dir.join("below/b.yml")).unwrap();
         assert_eq!(names(&source.look().unwrap().removed), ["Service a/s"]);
+        write("b.yaml", "kind: [\n");
+        std::fs::remove_file(dir.join("a.yaml")).unwrap();
+        let unknown = source.look().unwrap();
+        assert_eq!((names(&unknown.removed), unknown.problems.len()), (vec![], 1), "it may be the namespace");
         std::fs::remove_dir_all(&dir).unwrap();
-        let gone = source.look().unwrap();
-        assert_eq!((names(&gone.removed), gone.problems.len()), (vec!["Namespace a".to_owned()], 1));
+        let missing = source.look().unwrap();
+        assert_eq!((names(&missing.removed), missing.problems.len()), (vec![], 1));
+        std::fs::create_dir_all(&dir).unwrap();
+        assert_eq!(names(&source.look().unwrap().removed), ["Namespace a"]);
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -1,63 +1,24 @@
 //! What the control plane knows, as JSON and for people.
 
-use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::PoisonError;
-use std::time::Duration;
 
-use bytes::Bytes;
 use hbone::xds::Publisher;
 use hbone::xds::delta::Resources as _;
-use http_body_util::Full;
-use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hbone_programs::admin::Answer;
+use hyper::StatusCode;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use super::Problems;
 
-/// So many clients are served at a time.
-const CLIENTS: usize = 16;
-/// For so long each, until it has asked.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-pub(crate) async fn run(listener: TcpListener, publisher: Publisher, problems: Problems) {
-    let clients = std::sync::Arc::new(Semaphore::new(CLIENTS));
-    loop {
-        let Ok(permit) = clients.clone().acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let (publisher, problems) = (publisher.clone(), problems.clone());
-        let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
-            std::future::ready(Ok::<_, Infallible>(answer(request.uri().path(), &publisher, &problems)))
-        });
-        let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false);
-        let connection = builder.serve_connection(TokioIo::new(stream), answer);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "admin connection");
-            }
-            drop(permit);
-        });
+pub(crate) fn answer(path: &str, publisher: &Publisher, problems: &Problems) -> Answer {
+    let told = |content_type, body| Answer { status: StatusCode::OK, content_type, body };
+    match path {
+        "/healthz/ready" => Answer::text(StatusCode::OK, "ready\n"),
+        "/config_dump" => told("application/json", format!("{:#}\n", dump(publisher, problems))),
+        "/" => told("text/html; charset=utf-8", page(&dump(publisher, problems))),
+        _ => Answer::text(StatusCode::NOT_FOUND, "there are /, /config_dump and /healthz/ready\n"),
     }
-}
-
-fn answer(path: &str, publisher: &Publisher, problems: &Problems) -> Response<Full<Bytes>> {
-    let (status, kind, text) = match path {
-        "/healthz/ready" => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
-        "/config_dump" => (StatusCode::OK, "application/json", format!("{:#}\n", dump(publisher, problems))),
-        "/" => (StatusCode::OK, "text/html; charset=utf-8", page(&dump(publisher, problems))),
-        _ => (StatusCode::NOT_FOUND, "text/plain", "there are /, /config_dump and /healthz/ready\n".to_owned()),
-    };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static(kind));
-    response
 }
 
 /// Clusters with what each is told, where they disagree, and what can't be used.

@@ -5,13 +5,13 @@ mod admin;
 mod serve;
 
 use std::error::Error;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Parser;
+use hbone::proxy::tcp;
 use hbone::xds::view::{Options, Views};
 use hbone::xds::{DiscoveryServer, Publisher};
 use hbone_programs::controlplane::convert::{Converter, Features};
@@ -90,32 +90,18 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
             }
         });
     }
-    let listener =
-        tokio::net::TcpListener::bind(args.listen).await.map_err(|e| format!("--listen {}: {e}", args.listen))?;
+    let listener = tcp::listen(args.listen).map_err(|e| format!("--listen {}: {e}", args.listen))?;
     tracing::info!(address = %listener.local_addr()?, "delta xDS");
     tasks.spawn(serve::run(listener, tls, DiscoveryServer::new(publisher.clone())));
     if let Some(address) = args.admin {
-        let listener = tokio::net::TcpListener::bind(address).await.map_err(|e| format!("--admin {address}: {e}"))?;
+        let listener = tcp::listen(address).map_err(|e| format!("--admin {address}: {e}"))?;
         tracing::info!(address = %listener.local_addr()?, "admin");
-        tasks.spawn(admin::run(listener, publisher, problems));
+        tasks.spawn(hbone_programs::admin::serve(listener, move |path: &str| {
+            admin::answer(path, &publisher, &problems)
+        }));
     }
-    let stopped = stop_signal()?;
-    // Nobody has to read it.
-    let _ = writeln!(std::io::stdout(), "ready");
-    stopped.await;
+    hbone_programs::ready_until_stopped().await?;
     Ok(())
-}
-
-/// Waits for a signal to stop, from the call on.
-fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
 }
 
 /// One cluster's source, and what becomes of it.

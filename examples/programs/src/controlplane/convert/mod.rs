@@ -12,11 +12,9 @@ mod ports;
 mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use hbone::xds::proto::{Authorization, Locality, Workload};
+use hbone::xds::proto::{Authorization, Locality, Workload, octets};
 use hbone::xds::view::{Change, ClusterConfig, ClusterService, NetworkGateway};
 
 use super::kinds::{Map, MeshConfig};
@@ -119,35 +117,45 @@ impl Converter {
         self.outdated.all = true;
     }
 
-    /// What has changed since the last call.
+    /// What has changed since the last call. Only what is outdated is looked at.
     pub fn changes(&mut self) -> Vec<Change> {
         let outdated = std::mem::take(&mut self.outdated);
-        let mut meaning = self.meaning.clone();
+        let (mut changes, mut namespaces) = (Vec::new(), outdated.namespaces);
         if outdated.all {
-            self.problems.clear();
-            let mesh = self.mesh_config.clone().unwrap_or_else(|| mesh_config::find(&self.objects, &mut self.problems));
-            meaning.config = mesh_config::convert(&self.objects, &mesh, &mut self.problems);
-            meaning.gateways = gateways::convert(&self.objects, &mut self.problems);
-            meaning.namespaces.clear();
-        }
-        let context = Context {
-            cluster: &self.cluster,
-            features: self.features,
-            objects: &self.objects,
-            root: ROOT_NAMESPACE,
-            config: &meaning.config,
-        };
-        let mut namespaces = outdated.namespaces;
-        if outdated.all {
+            self.convert_cluster(&mut changes);
             namespaces.extend(self.objects.by_namespace.keys().cloned());
             namespaces.insert(ROOT_NAMESPACE.into());
         }
-        let converted: Vec<_> = namespaces.into_iter().map(|name| (context.namespace(&name), name)).collect();
-        let converted = converted.into_iter().map(|(of, name)| (name, of));
-        meaning.namespaces.extend(converted);
-        let changes = differences(&self.meaning, &meaning);
-        self.meaning = meaning;
+        for name in namespaces {
+            let context = Context {
+                cluster: &self.cluster,
+                features: self.features,
+                objects: &self.objects,
+                root: ROOT_NAMESPACE,
+                config: &self.meaning.config,
+            };
+            let after = context.namespace(&name);
+            let before = self.meaning.namespaces.remove(&name).unwrap_or_default();
+            differences(&before, &after, &mut changes);
+            self.meaning.namespaces.insert(name, after);
+        }
         changes
+    }
+
+    /// What holds for all of the cluster.
+    fn convert_cluster(&mut self, changes: &mut Vec<Change>) {
+        self.problems.clear();
+        let mesh = self.mesh_config.clone().unwrap_or_else(|| mesh_config::find(&self.objects, &mut self.problems));
+        let config = mesh_config::convert(&self.objects, &mesh, &mut self.problems);
+        let gateways = gateways::convert(&self.objects, &mut self.problems);
+        if config != self.meaning.config {
+            changes.push(Change::Config(config.clone()));
+            self.meaning.config = config;
+        }
+        if gateways != self.meaning.gateways {
+            changes.push(Change::Gateways(gateways.clone()));
+            self.meaning.gateways = gateways;
+        }
     }
 
     /// What could not be used.
@@ -209,13 +217,6 @@ fn selects(selector: &Map, labels: &Map) -> bool {
     !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
-fn octets(ip: IpAddr) -> Bytes {
-    match ip {
-        IpAddr::V4(ip) => Bytes::copy_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => Bytes::copy_from_slice(&ip.octets()),
-    }
-}
-
 /// `REGION/ZONE/SUBZONE`.
 fn locality(text: &str) -> Option<Locality> {
     if text.is_empty() {
@@ -226,42 +227,10 @@ fn locality(text: &str) -> Option<Locality> {
     Some(Locality { region: next(), zone: next(), subzone: next() })
 }
 
-fn differences(before: &Meaning, after: &Meaning) -> Vec<Change> {
-    let mut changes = Vec::new();
-    if before.config != after.config {
-        changes.push(Change::Config(after.config.clone()));
-    }
-    if before.gateways != after.gateways {
-        changes.push(Change::Gateways(after.gateways.clone()));
-    }
-    let nothing = NamespaceMeaning::default();
-    let names: BTreeSet<_> = before.namespaces.keys().chain(after.namespaces.keys()).collect();
-    for name in names {
-        let before = before.namespaces.get(name).unwrap_or(&nothing);
-        let after = after.namespaces.get(name).unwrap_or(&nothing);
-        compare(
-            &before.services,
-            &after.services,
-            &mut changes,
-            |s| Change::Service(Box::new(s)),
-            Change::ServiceRemoved,
-        );
-        compare(
-            &before.workloads,
-            &after.workloads,
-            &mut changes,
-            |w| Change::Workload(Box::new(w)),
-            Change::WorkloadRemoved,
-        );
-        compare(
-            &before.policies,
-            &after.policies,
-            &mut changes,
-            |p| Change::Policy(Box::new(p)),
-            Change::PolicyRemoved,
-        );
-    }
-    changes
+fn differences(before: &NamespaceMeaning, after: &NamespaceMeaning, changes: &mut Vec<Change>) {
+    compare(&before.services, &after.services, changes, |s| Change::Service(Box::new(s)), Change::ServiceRemoved);
+    compare(&before.workloads, &after.workloads, changes, |w| Change::Workload(Box::new(w)), Change::WorkloadRemoved);
+    compare(&before.policies, &after.policies, changes, |p| Change::Policy(Box::new(p)), Change::PolicyRemoved);
 }
 
 fn compare<T: Clone + PartialEq>(
